@@ -1,0 +1,160 @@
+"""The sandbox port: what a sandbox backend must do, and the values it works with.
+
+A backend boots something that runs the guest agent as its init and gives back a byte stream to that agent (the *link*,
+``docs/protocol/agent.md``). Everything that happens inside the sandbox (processes, exec, tunnel) goes over that link and
+is the same for all backends. So the port is small, and nothing of the worker (argv, environment, secrets) is in the spec.
+
+Lifecycle: ``create`` → ``start`` → (``stop`` → ``start``)* → ``destroy``.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    import trio
+
+
+class Isolation(str, enum.Enum):
+    """How strong a sandbox is; shown to users and given to workers as ``III_ISOLATION``."""
+
+    MICROVM = "microvm"
+    NAMESPACES = "namespaces"
+    NONE = "none"
+
+
+class Capability(str, enum.Enum):
+    """Optional abilities of a backend. A declared one is tested, an undeclared one raises `UnsupportedOperation`."""
+
+    CPU_LIMIT = "cpu-limit"
+    MEMORY_LIMIT = "memory-limit"
+    PID_LIMIT = "pid-limit"
+    USER_RANGE = "user-range"  # more than one user id exists inside the sandbox
+
+
+class Phase(str, enum.Enum):
+    """Where a sandbox is in its lifecycle."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Resource limits; None means none. ``cpus`` in cores (0.1 … 1024), ``memory_mib`` ≥ 16, ``pids`` ≥ 2."""
+
+    cpus: float | None = None
+    memory_mib: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootImage:
+    """A read-only file system image: ``format`` is ``squashfs``; ``digest`` is the image manifest's, ``sha256:…``."""
+
+    path: Path
+    format: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What to boot.
+
+    Attributes:
+        id: ``[a-z0-9][a-z0-9-]{0,62}``, unique among the host's live sandboxes.
+        root: the image; attached read-only, may be shared by many sandboxes.
+        writable_dir: this sandbox's own folder for its copy-on-write layer; outlives ``stop``. The backend creates it,
+            ``destroy(keep_writable=False)`` deletes it.
+        console: file that receives the sandbox's own messages (kernel, launcher, agent), from the first byte.
+        hostname: what the sandbox calls itself.
+        limits: resources; those the machine cannot enforce are named by ``SandboxState.unenforced``.
+    """
+
+    id: str
+    root: RootImage
+    writable_dir: Path
+    console: Path
+    hostname: str
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxState:
+    """What a backend knows of one sandbox.
+
+    Attributes:
+        phase: lifecycle.
+        pid: the launcher's or VMM's process id on this machine while running.
+        exit: how the sandbox ended (``"exit 0"``, ``"signal 9"``), once it has.
+        unenforced: the limits that this machine cannot enforce, in words for the user.
+        notes: other things the user should know (such as a user that could not be mapped).
+    """
+
+    phase: Phase
+    pid: int | None = None
+    exit: str | None = None
+    unenforced: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxEvent:
+    """A sandbox ended without having been asked to. ``console_tail`` is the last 4 KiB of its console as text."""
+
+    id: str
+    exit: str
+    console_tail: str = ""
+
+
+class SandboxDriver(ABC):
+    """An opened sandbox backend.
+
+    All methods may be called concurrently for different ids; the driver serialises calls for one id. A cancelled call
+    leaves either the state before it or the state after it, and never a process, mount or file that no id owns.
+    """
+
+    @abstractmethod
+    async def create(self, spec: SandboxSpec) -> None:
+        """Claim the id and prepare the disk; boots nothing. Raises `SandboxError` if the id is taken."""
+
+    @abstractmethod
+    async def start(self, sandbox_id: str) -> None:
+        """Boot. Returns once the byte stream to the agent exists; the agent may still be booting.
+
+        Raises `BootFailed` (with the console's tail), `BackendUnavailable`, `SandboxNotFound`; starting a running
+        sandbox is a `SandboxError`.
+        """
+
+    @abstractmethod
+    async def link(self, sandbox_id: str) -> socket.socket:
+        """The connected stream socket to the agent; the caller owns it from now on.
+
+        One taker per boot: a second call raises `SandboxError`.
+        """
+
+    @abstractmethod
+    async def stop(self, sandbox_id: str, *, grace: float) -> None:
+        """Power off: wait ``grace`` seconds for the sandbox to end (its agent was asked over the link), then kill it.
+
+        Idempotent: stopping what is not running does nothing.
+        """
+
+    @abstractmethod
+    async def destroy(self, sandbox_id: str, *, keep_writable: bool) -> None:
+        """Kill if running and forget the id; delete the writable layer unless it is kept. Idempotent."""
+
+    @abstractmethod
+    async def state(self, sandbox_id: str) -> SandboxState:
+        """Raises `SandboxNotFound`."""
+
+    @abstractmethod
+    def events(self) -> trio.MemoryReceiveChannel[SandboxEvent]:
+        """The one channel of unasked-for ends; never blocks the driver (on overflow the oldest events are dropped)."""

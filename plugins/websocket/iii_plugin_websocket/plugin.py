@@ -1,0 +1,1 @@
+"""iii-plugin-websocket: the hook implementations of this distribution."""

@@ -1,0 +1,1 @@
+"""iii-registry-oci: the hook implementations of this distribution."""

@@ -1,0 +1,1 @@
+"""iii-sandbox-bubblewrap: the hook implementations of this distribution."""

@@ -1,0 +1,1 @@
+"""iii-sandbox-guest: the hook implementations of this distribution."""
