@@ -70,9 +70,7 @@ class IIIError(Exception):
     default_code: ClassVar[str] = "W900"
     exit_code: ClassVar[int] = 1
 
-    def __init__(
-        self, message: str, *, hint: str | None = None, details: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -14,7 +14,6 @@ from typing import TypeAlias
 import trio
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One whole message. ``text`` says which kind it was on the wire; text is valid UTF-8, still encoded."""
