@@ -1,7 +1,8 @@
 """The hooks a plugin may implement, in the order in which a running program meets them.
 
-Every hook is a plain ``def`` that yields frozen records (`iii_core.records`); an ``async def`` is refused at registration,
-because pluggy never awaits one. Hooks declare and must not do I/O: they run before any event loop exists, in ``iii --help`` too.
+Every hook is a plain ``def`` that yields frozen records (`iii_core.records`); an ``async def`` is refused at
+registration, because pluggy never awaits one. Hooks declare and must not do I/O: they run before any event loop exists,
+in ``iii --help`` too.
 
 A plugin is a module named by an entry point of the group ``iii``::
 

@@ -1,8 +1,8 @@
 """The frozen records that hooks yield: a plugin *declares* with these, and acts through what ``open`` gives.
 
 ``open(config, context)`` is always an async context manager factory: the opened object lives as long as the scope.
-``config`` names the provider's settings as a ``msgspec.Struct`` type (``forbid_unknown_fields``), so that its schema can
-be read, and a user's file checked, without importing anything heavy. Creating a record must be cheap.
+``config`` names the provider's settings as a ``msgspec.Struct`` type (``forbid_unknown_fields``), so that its schema
+can be read, and a user's file checked, without importing anything heavy. Creating a record must be cheap.
 """
 
 from __future__ import annotations

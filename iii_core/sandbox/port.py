@@ -1,8 +1,9 @@
 """The sandbox port: what a sandbox backend must do, and the values it works with.
 
-A backend boots something that runs the guest agent as its init and gives back a byte stream to that agent (the *link*,
-``docs/protocol/agent.md``). Everything that happens inside the sandbox (processes, exec, tunnel) goes over that link and
-is the same for all backends. So the port is small, and nothing of the worker (argv, environment, secrets) is in the spec.
+A backend boots something that runs the guest agent as its init and gives back a byte stream to that agent (the
+*link*, ``docs/protocol/agent.md``). Everything that happens inside the sandbox (processes, exec, tunnel) goes over that
+link and is the same for all backends. So the port is small, and nothing of the worker (argv, environment, secrets) is
+in the spec.
 
 Lifecycle: ``create`` → ``start`` → (``stop`` → ``start``)* → ``destroy``.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import trio
 
 
-class Isolation(str, enum.Enum):
+class Isolation(enum.StrEnum):
     """How strong a sandbox is; shown to users and given to workers as ``III_ISOLATION``."""
 
     MICROVM = "microvm"
@@ -29,7 +30,7 @@ class Isolation(str, enum.Enum):
     NONE = "none"
 
 
-class Capability(str, enum.Enum):
+class Capability(enum.StrEnum):
     """Optional abilities of a backend. A declared one is tested, an undeclared one raises `UnsupportedOperation`."""
 
     CPU_LIMIT = "cpu-limit"
@@ -38,7 +39,7 @@ class Capability(str, enum.Enum):
     USER_RANGE = "user-range"  # more than one user id exists inside the sandbox
 
 
-class Phase(str, enum.Enum):
+class Phase(enum.StrEnum):
     """Where a sandbox is in its lifecycle."""
 
     CREATED = "created"
