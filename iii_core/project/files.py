@@ -1,0 +1,72 @@
+"""Writing files so that a crash, a full disk or a second writer never leaves half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from typing import TYPE_CHECKING
+
+from iii_core.errors import ConfigIoError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data``: temporary file beside it, fsync, rename, fsync of the folder.
+
+    An existing file keeps its permissions, and its owner where we may set it; a symbolic link keeps pointing at the
+    file, which is what is replaced. ``mode`` (less the umask) is for a new file. Readers see the old or the new
+    content, never a mixture, and after an error the old file is untouched and no temporary file is left.
+
+    Raises `ConfigIoError`.
+    """
+    try:
+        target = path.resolve()
+        _replace(target, data, mode)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        hint = "free some disk space" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else None
+        raise ConfigIoError(f"cannot write {path}: {reason}", hint=hint, details={"path": str(path)}) from error
+
+
+def _replace(target: Path, data: bytes, mode: int) -> None:
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        old = None
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    temporary = target.with_name(f".{target.name[:200]}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if old is not None:
+                _take_over(file.fileno(), old)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _take_over(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file the owner and the mode of the old one; another's file that we may only write becomes ours."""
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
