@@ -39,7 +39,8 @@
     │   ├── BootTimeout             W233
     │   ├── SandboxDied             W234
     │   ├── SandboxNotFound         W235
-    │   └── UnsupportedOperation    W236
+    │   ├── UnsupportedOperation    W236
+    │   └── SandboxHostDied         W237
     ├── LinkError                   W240
     │   └── LinkClosed              W241
     ├── ProcessSpawnError           W242
@@ -306,6 +307,12 @@ class UnsupportedOperation(SandboxError):
     default_code = "W236"
 
 
+class SandboxHostDied(SandboxError):
+    """The process that owns the sandboxes ended, and all of them with it."""
+
+    default_code = "W237"
+
+
 class LinkError(IIIError):
     """The peer of a framed link broke the protocol."""
 
@@ -353,3 +360,11 @@ class InvocationError(IIIError):
 
     def __str__(self) -> str:
         return f"{self._code}: {self.message}"
+
+
+def leading_error(error: BaseException) -> BaseException:
+    """The error to show for ``error``: in an exception group the first `IIIError` leaf, else the first leaf."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [leading_error(leaf) for leaf in error.exceptions]
+    return next((leaf for leaf in leaves if isinstance(leaf, IIIError)), leaves[0])

@@ -13,11 +13,11 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - msgspec reads these types when a spec crosses to the sandbox host
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
     import trio
 

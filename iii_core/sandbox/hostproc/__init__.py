@@ -1,0 +1,1 @@
+"""The program of the sandbox host process: ``python -m iii_core.sandbox.hostproc FD``."""

@@ -1,0 +1,57 @@
+"""Entry point: ``python -m iii_core.sandbox.hostproc FD``, where FD is the engine's connected socket.
+
+The process lives as long as the other end of that socket. It is a session of its own, so a terminal's Ctrl-C reaches the
+engine alone, which then closes the socket when it has stopped its workers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+
+import trio
+
+from iii_core.host import PluginHost
+from iii_core.records import SandboxBackend
+from iii_core.sandbox.host_wire import MessageSocket
+from iii_core.sandbox.hostproc.reaper import reap_orphans
+from iii_core.sandbox.hostproc.server import serve
+
+_PR_SET_CHILD_SUBREAPER = 36
+_SHUTDOWN_LIMIT = 30.0
+
+
+async def _main(sock: socket.socket) -> None:
+    backends = PluginHost.create(environ=os.environ).collect(SandboxBackend)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
+        nursery.start_soon(_end_on_signal, sock)
+        await serve(MessageSocket(sock), backends, os.environ)
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(sock: socket.socket) -> None:
+    """SIGTERM counts as the engine's end: the same orderly way out."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def main() -> None:
+    """Run the sandbox host on the descriptor that the command line names."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    with socket.socket(fileno=int(sys.argv[1])) as sock:
+        sock.set_inheritable(False)
+        trio.run(_main, sock)
+
+
+if __name__ == "__main__":
+    main()
