@@ -1,0 +1,1 @@
+"""Managed workers: the ones that iii itself installs, runs in sandboxes, watches and restarts."""

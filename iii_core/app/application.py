@@ -1,0 +1,223 @@
+"""One project, running: engine, managed workers, control socket, hot reload.
+
+Nesting is the order of shutdown, inside out: control socket and reload (nothing new begins), then the managed workers
+(each gets SIGTERM and its grace while it can still reach the engine), then the engine with its listeners, then the
+sandbox host. Nothing relies on the order in which a cancelled nursery ends its tasks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from iii_core import __version__
+from iii_core.app.settings import engine_config, is_engine_worker, unknown_workers
+from iii_core.control.server import serve_control
+from iii_core.engine import open_engine
+from iii_core.errors import EngineAlreadyRunning, IIIError
+from iii_core.project.config import load_config
+from iii_core.project.locate import (
+    control_socket,
+    make_private,
+    make_state_dir,
+    read_record,
+    remove_record,
+    runtime_dir,
+    write_record,
+)
+from iii_core.records import InProcessWorker, OpenContext
+from iii_core.sandbox.hostclient import open_sandbox_host
+from iii_core.workers.declare import managed_specs
+from iii_core.workers.image_service import open_images
+from iii_core.workers.manager import WorkerManager
+from iii_core.workers.operations import WorkerOperations
+from iii_core.workers.plan import WELL_KNOWN_PORT
+from iii_core.workers.sandbox_service import open_sandboxes
+from iii_core.workers.services import WorkerServices
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from iii_core.engine import Engine
+    from iii_core.host import PluginHost
+    from iii_core.project.config import ProjectConfig
+    from iii_core.project.locate import Project
+    from iii_core.workers.image_service import ImageService
+
+_log = logging.getLogger(__name__)
+
+LOCK_FILE: Final = "engine.lock"
+
+
+class Application:
+    """A running project. Made by `open_application`."""
+
+    def __init__(
+        self,
+        project: Project,
+        plugins: PluginHost,
+        engine: Engine,
+        manager: WorkerManager,
+        images: ImageService,
+        config: ProjectConfig,
+    ) -> None:
+        self.project = project
+        self.manager = manager
+        self.images = images
+        self._in_process = plugins.collect(InProcessWorker)
+        self._engine = engine
+        self._config = config
+        self._reloading = trio.Lock()
+
+    @property
+    def config(self) -> ProjectConfig:
+        """The configuration in force."""
+        return self._config
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself."""
+        return self._engine
+
+    async def reload(self) -> None:
+        """Take up config.yaml as it is now; unchanged listeners and workers go on undisturbed.
+
+        Raises `IIIError`: the file is not valid, or a listener cannot be opened. What was in force stays in force.
+        """
+        async with self._reloading:
+            config = await trio.to_thread.run_sync(load_config, self.project)
+            await self._engine.apply(engine_config(config, self.project.environ, self._in_process))
+            self._config = config
+            self._warn_unknown()
+            await self.manager.apply(managed_specs(config, self.project.environ))
+
+    async def start_workers(self) -> None:
+        """Start what config.yaml declares."""
+        self._warn_unknown()
+        await self.manager.apply(managed_specs(self._config, self.project.environ))
+
+    def engine_status(self) -> dict[str, Any]:
+        """``engine.status`` of the control socket."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "project": str(self.project.root),
+            "listeners": [{"host": at.host, "port": at.port} for at in self._engine.addresses],
+            "connected_workers": len(self._engine.workers),
+        }
+
+    def is_engine_worker(self, name: str) -> bool:
+        """Whether the engine itself answers to this name."""
+        return is_engine_worker(name, self._in_process)
+
+    def _warn_unknown(self) -> None:
+        for name in unknown_workers(self._config, self._in_process):
+            _log.warning("no installed plugin provides worker %r of config.yaml; it is ignored", name)
+
+
+class EngineTunnel:
+    """The engine as sandboxes see it (`iii_core.workers.services.EngineSide`)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def port(self) -> int:
+        """The port of the first listener."""
+        addresses = self._engine.addresses
+        return addresses[0].port if addresses else WELL_KNOWN_PORT
+
+    @property
+    def tunnel_ports(self) -> Sequence[int]:
+        """The engine's own port and the well-known one, which images may have baked in."""
+        return tuple(dict.fromkeys((self.port, WELL_KNOWN_PORT)))
+
+    async def serve_tunnel(self, stream: trio.abc.Stream, sandbox_id: str) -> None:
+        """Serve one connection out of a sandbox."""
+        await self._engine.serve_stream(stream, sandbox=sandbox_id)
+
+    async def watch_sandbox(self, sandbox_id: str, report: Callable[[bool], None]) -> None:
+        """Report whether a worker of that sandbox is connected, now and at each change."""
+        connected: bool | None = None
+        while True:
+            now = any(worker.sandbox == sandbox_id for worker in self._engine.workers)
+            if now != connected:
+                connected = now
+                report(now)
+            await self._engine.workers_changed()
+
+
+@asynccontextmanager
+async def open_application(project: Project, plugins: PluginHost) -> AsyncIterator[Application]:
+    """Run a project for as long as the block lasts.
+
+    Raises:
+        ConfigError: config.yaml is not valid.
+        EngineAlreadyRunning: another engine runs this project.
+        AddressInUse: a listener's address is taken.
+        PluginCollision: two plugins claim one name.
+    """
+    config = await trio.to_thread.run_sync(load_config, project)
+    settings = engine_config(config, project.environ, plugins.collect(InProcessWorker))
+    state_dir = make_state_dir(project)
+    with _engine_lock(project):
+        context = partial(_context, project)
+        async with (
+            open_sandboxes(plugins, lambda: open_sandbox_host(context("sandbox-host"))) as sandboxes,
+            open_images(plugins, context) as images,
+            open_engine(settings, plugins=plugins) as engine,
+            trio.open_nursery() as supervisors,
+        ):
+            services = WorkerServices(images=images, sandboxes=sandboxes, engine=EngineTunnel(engine))
+            manager = WorkerManager(supervisors, services, project=project.root, state_dir=state_dir)
+            application = Application(project, plugins, engine, manager, images, config)
+            try:
+                async with trio.open_nursery() as front:
+                    path = control_socket(project)
+                    await front.start(serve_control, path, WorkerOperations(application).table())
+                    write_record(project, control=path, port=services.engine.port)
+                    await application.start_workers()
+                    yield application
+                    front.cancel_scope.cancel()
+            finally:
+                remove_record(project)
+                with trio.CancelScope(shield=True):  # bounded by the manager itself
+                    await manager.stop_all()
+            supervisors.cancel_scope.cancel()
+
+
+@contextmanager
+def _engine_lock(project: Project) -> Iterator[None]:
+    """One engine per project: an flock that dies with its holder."""
+    path = make_state_dir(project) / LOCK_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            record = read_record(project)
+            raise EngineAlreadyRunning(
+                f"an engine runs this project already{f' (pid {record.pid})' if record else ''}",
+                hint="stop it first, or use 'iii worker …' to talk to it",
+                details={"pid": record.pid if record else None, "project": str(project.root)},
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _context(project: Project, provider: str) -> OpenContext:
+    state = project.state_dir / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    runtime = runtime_dir(project) / provider
+    try:
+        make_private(runtime)
+    except OSError as error:
+        raise IIIError(f"cannot create {runtime}: {error.strerror}") from error
+    return OpenContext(state_dir=state / provider, runtime_dir=runtime, home=project.home, environ=project.environ)

@@ -1,0 +1,88 @@
+"""``iii`` without a subcommand: the engine of a project in the foreground, until it is asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import trio
+
+from iii_core.app.application import open_application
+from iii_core.app.watch import FileWatch
+from iii_core.errors import IIIError, leading_error
+
+if TYPE_CHECKING:
+    from iii_core.app.application import Application
+    from iii_core.host import PluginHost
+    from iii_core.project.locate import Project
+
+_log = logging.getLogger(__name__)
+
+
+def run_foreground(project: Project, plugins: PluginHost) -> int:
+    """Run the project's engine until SIGINT or SIGTERM; a second signal ends it at once. Returns the exit code.
+
+    Raises:
+        IIIError: it could not be started (see `iii_core.app.application.open_application`).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return trio.run(_run, project, plugins)
+
+
+async def _run(project: Project, plugins: PluginHost) -> int:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        stop = trio.Event()
+        forced = False
+
+        async def watch_signals(scope: trio.CancelScope) -> None:
+            nonlocal forced
+            async for _ in signals:
+                if stop.is_set():
+                    forced = True
+                    scope.cancel()
+                stop.set()
+
+        async with trio.open_nursery() as root:
+            root.start_soon(watch_signals, root.cancel_scope)
+            async with open_application(project, plugins) as application, trio.open_nursery() as nursery:
+                _announce(application, plugins)
+                nursery.start_soon(_reload_on_change, application)
+                await stop.wait()
+                _say("stopping")
+                nursery.cancel_scope.cancel()
+            root.cancel_scope.cancel()
+        return 1 if forced else 0
+
+
+async def _reload_on_change(application: Application) -> None:
+    with closing(FileWatch(application.project.config_path)) as watch:
+        while True:
+            await watch.changed()
+            await _reload(application)
+
+
+async def _reload(application: Application) -> None:
+    try:
+        await application.reload()
+    except (IIIError, ExceptionGroup) as error:
+        leader = leading_error(error)
+        if not isinstance(leader, IIIError):
+            raise
+        _say(f"config.yaml changed but is not used: [{leader.code}] {leader.message}", leader.hint)
+    else:
+        _say("config.yaml changed and is in force")
+
+
+def _announce(application: Application, plugins: PluginHost) -> None:
+    for info in plugins.plugins:
+        if info.status == "failed":
+            _say(f"plugin {info.origin} is left out: {info.error}", "see 'iii plugins list'")
+    for address in application.engine.addresses:
+        _say(f"engine ready on ws://{address.host}:{address.port} (project {application.project.root})")
+
+
+def _say(text: str, hint: str | None = None) -> None:
+    print(f"iii: {text}" + (f"\n     hint: {hint}" if hint else ""), file=sys.stderr, flush=True)

@@ -1,0 +1,100 @@
+"""From config.yaml to the engine's settings: listeners and in-process workers. Pure but for the environment given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from iii_core.engine.config import EngineConfig, ListenerConfig
+from iii_core.errors import ConfigError, UnknownKey
+from iii_core.project.config import DEFAULT_PORT, MANAGER, ProjectConfig
+from iii_core.project.expand import expand
+
+if TYPE_CHECKING:
+    from iii_core.project.config import WorkerEntry
+    from iii_core.records import InProcessWorker
+
+# Parts of the engine itself: named in configurations of the original, always there in this one.
+BUILT_IN: Final = frozenset({MANAGER, "iii-engine-functions", "iii-telemetry", "iii-observability", "configuration"})
+
+
+class ListenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``config:`` of an ``iii-worker-manager`` entry (spec protocol §1.1; safe defaults of our own)."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    transport: str = "websocket"
+    handshake_timeout_ms: int = 10_000
+    allowed_origins: list[str] = []
+    allowed_hosts: list[str] = []
+
+
+def engine_config(
+    config: ProjectConfig,
+    environ: Mapping[str, str],
+    workers: Mapping[str, InProcessWorker],
+) -> EngineConfig:
+    """The engine's settings. Without a manager entry there is one listener on 127.0.0.1:49134.
+
+    Raises `ConfigError` (wrong types, unknown keys, unset variables), naming worker and line.
+    """
+    managers = [entry for entry in config.workers if entry.name == MANAGER]
+    listeners = tuple(_listener(entry, environ) for entry in managers) or (ListenerConfig(port=DEFAULT_PORT),)
+    return EngineConfig(listeners=listeners, workers=_in_process(config, environ, workers))
+
+
+def is_engine_worker(name: str, workers: Mapping[str, InProcessWorker]) -> bool:
+    """Whether the engine answers to this name: a part of it, or a plugin's in-process worker."""
+    return name in BUILT_IN or name in workers or any(name in record.aliases for record in workers.values())
+
+
+def unknown_workers(config: ProjectConfig, workers: Mapping[str, InProcessWorker]) -> list[str]:
+    """Entries that nothing here can run."""
+    return [entry.name for entry in config.workers if not entry.managed and not is_engine_worker(entry.name, workers)]
+
+
+def _listener(entry: WorkerEntry, environ: Mapping[str, str]) -> ListenerConfig:
+    settings = _convert(entry, environ, ListenerSettings)
+    if not 0 <= settings.port < 65536:
+        raise ConfigError(f"line {entry.line}: port of {entry.name} must be within 0 and 65535, not {settings.port}")
+    return ListenerConfig(
+        host=settings.host,
+        port=settings.port,
+        transport=settings.transport,
+        allowed_origins=tuple(settings.allowed_origins),
+        allowed_hosts=tuple(settings.allowed_hosts),
+        handshake_timeout=settings.handshake_timeout_ms / 1000,
+    )
+
+
+def _in_process(
+    config: ProjectConfig, environ: Mapping[str, str], workers: Mapping[str, InProcessWorker]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in config.workers:
+        record = next((r for r in workers.values() if entry.name == r.name or entry.name in r.aliases), None)
+        if record is not None and not entry.managed:
+            found[record.name] = _convert(entry, environ, record.config)
+    return found
+
+
+def _convert(entry: WorkerEntry, environ: Mapping[str, str], kind: type[Any]) -> Any:
+    owner = f"worker {entry.name!r} (line {entry.line})"
+    settings = expand(dict(entry.config or {}), environ, owner=owner)
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    for key in settings:
+        if key not in known:
+            raise UnknownKey(f"{owner}: unknown key {key!r} in config", hint=_suggest(key, known))
+    try:
+        return msgspec.convert(settings, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{owner}: {error}") from None
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"

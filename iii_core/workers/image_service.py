@@ -1,0 +1,65 @@
+"""Images from whichever registry plugin accepts a source; each resolver is opened when it is first needed."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from iii_core.errors import PluginMissing
+from iii_core.records import RegistryResolver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from iii_core.host import PluginHost
+    from iii_core.images.port import Image, ImageResolver, ProgressSink
+    from iii_core.records import OpenContext
+
+
+class ImageService:
+    """The resolvers of one program. Methods may be called concurrently."""
+
+    def __init__(self, host: PluginHost, context: Callable[[str], OpenContext], stack: AsyncExitStack) -> None:
+        self._records = host.collect(RegistryResolver)
+        self._context = context
+        self._stack = stack
+        self._open: dict[str, ImageResolver] = {}
+        self._opening = trio.Lock()
+
+    def accepts(self, source: str) -> bool:
+        """Whether any resolver takes this source."""
+        return any(record.accepts(source) for record in self._records.values())
+
+    async def resolver(self, source: str) -> ImageResolver:
+        """The resolver of highest priority that accepts ``source``.
+
+        Raises:
+            PluginMissing: none does.
+        """
+        willing = [record for record in self._records.values() if record.accepts(source)]
+        if not willing:
+            installed = ", ".join(sorted(self._records)) or "none"
+            raise PluginMissing(
+                f"no installed registry knows what to do with {source!r}",
+                hint=f"installed registries: {installed}; an OCI image is named like 'registry.example/org/worker:tag'",
+                details={"source": source},
+            )
+        record = max(willing, key=lambda record: record.priority)
+        async with self._opening:
+            if record.name not in self._open:
+                opened = record.open(record.config(), self._context(record.name))
+                self._open[record.name] = await self._stack.enter_async_context(opened)
+        return self._open[record.name]
+
+    async def fetch(self, source: str, *, refresh: bool, progress: ProgressSink) -> Image:
+        """See `iii_core.images.port.ImageResolver.fetch`."""
+        return await (await self.resolver(source)).fetch(source, refresh=refresh, progress=progress)
+
+
+@asynccontextmanager
+async def open_images(host: PluginHost, context: Callable[[str], OpenContext]) -> AsyncIterator[ImageService]:
+    """The image service of one program; ``context`` makes a provider's `OpenContext` from its name."""
+    async with AsyncExitStack() as stack:
+        yield ImageService(host, context, stack)

@@ -1,0 +1,255 @@
+"""The operations of the control socket: what ``iii worker …`` can ask a running engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from iii_core.control.server import Operation
+from iii_core.errors import IIIError, UsageError, WorkerNotInstalled, leading_error
+from iii_core.workers.exec import ExecRequest, exec_in_worker
+from iii_core.workers.install import add_worker, drop_layers, remove_from_config
+from iii_core.workers.logs import FILE_NAMES, STDERR, STDOUT, tail
+
+if TYPE_CHECKING:
+    from iii_core.control.server import Call
+    from iii_core.project.config import ProjectConfig, WorkerEntry
+    from iii_core.project.locate import Project
+    from iii_core.workers.image_service import ImageService
+    from iii_core.workers.manager import WorkerManager
+    from iii_core.workers.supervisor import Supervisor
+
+READY_TIMEOUT = 120.0  # spec worker-cli §0.3
+LOG_TAIL_LINES = 10
+A = TypeVar("A")
+
+
+class Application(Protocol):
+    """What the operations need of the running program."""
+
+    project: Project
+    manager: WorkerManager
+    images: ImageService
+
+    @property
+    def config(self) -> ProjectConfig:
+        """The configuration in force."""
+        ...
+
+    async def reload(self) -> None:
+        """Take up config.yaml as it is now. Raises `ConfigError`; what was in force stays then."""
+        ...
+
+    def engine_status(self) -> dict[str, Any]:
+        """``engine.status``."""
+        ...
+
+    def is_engine_worker(self, name: str) -> bool:
+        """Whether the engine itself answers to this name."""
+        ...
+
+
+class _Add(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sources: list[str]
+    force: bool = False
+    reset_config: bool = False
+    wait: bool = True
+    timeout: float = READY_TIMEOUT
+
+
+class _Names(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    names: list[str]
+
+
+class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    wait: bool = True
+    timeout: float = READY_TIMEOUT
+
+
+class _Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class WorkerOperations:
+    """The operations over one application."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+
+    def table(self) -> dict[str, Operation]:
+        """The operations by name, for `iii_core.control.server.serve_control`."""
+        return {
+            "engine.status": Operation(self.engine_status),
+            "worker.add": Operation(self.add),
+            "worker.exec": Operation(self.exec, streaming=True),
+            "worker.list": Operation(self.list),
+            "worker.remove": Operation(self.remove),
+            "worker.restart": Operation(self.restart),
+            "worker.start": Operation(self.start),
+            "worker.status": Operation(self.status),
+            "worker.stop": Operation(self.stop),
+        }
+
+    async def engine_status(self, call: Call) -> dict[str, Any]:
+        """What this engine is and where it listens."""
+        await trio.lowlevel.checkpoint()
+        return self._app.engine_status()
+
+    async def list(self, call: Call) -> dict[str, Any]:
+        """One row per declared worker."""
+        await trio.lowlevel.checkpoint()
+        return {"workers": [self._row(entry) for entry in self._app.config.workers]}
+
+    async def status(self, call: Call) -> dict[str, Any]:
+        """Everything known of one worker."""
+        name = _arguments(call, _Name).name
+        entry = self._entry(name)
+        folder = self._app.project.logs_dir(name)
+        await trio.lowlevel.checkpoint()
+        return {
+            **(self._supervisor(name).as_json() if entry.managed else self._row(entry)),
+            "type": entry.kind,
+            "source": entry.image or entry.worker_path,
+            "config_path": str(self._app.project.config_path),
+            "line": entry.line,
+            "engine": self._app.engine_status(),
+            "logs": str(folder),
+            "stderr_tail": tail(folder / FILE_NAMES[STDERR], LOG_TAIL_LINES),
+            "stdout_tail": tail(folder / FILE_NAMES[STDOUT], LOG_TAIL_LINES),
+        }
+
+    async def add(self, call: Call) -> dict[str, Any]:
+        """Install and start; each source stands for itself, a failed one does not undo the others."""
+        request = _arguments(call, _Add)
+        rows: list[dict[str, Any]] = []
+        for source in request.sources:
+            rows.append({"source": source, **await self._add_one(call, request, source)})
+        return {"workers": rows, "config_path": str(self._app.project.config_path)}
+
+    async def _add_one(self, call: Call, request: _Add, source: str) -> dict[str, Any]:
+        try:
+            installed = await add_worker(
+                self._app.project,
+                self._app.images,
+                source,
+                force=request.force,
+                reset_config=request.reset_config,
+                progress=call.report,
+            )
+            await self._app.reload()
+            supervisor = self._app.manager.get(installed.name)
+            if request.force:
+                supervisor.restart()
+            else:
+                supervisor.start()
+        except IIIError as error:
+            return {"error": _error(error)}
+        row = {**installed.as_json(), "ready": False}
+        if request.wait:
+            try:
+                await supervisor.ready(request.timeout)
+                row["ready"] = True
+            except IIIError as error:
+                row["not_ready"] = _error(error)
+        return row
+
+    async def remove(self, call: Call) -> dict[str, Any]:
+        """Take workers out of config.yaml, end them, and delete their writable layers."""
+        rows: list[dict[str, Any]] = []
+        for name in _arguments(call, _Names).names:
+            try:
+                await remove_from_config(self._app.project, name)
+                await self._app.reload()
+                await drop_layers(self._app.project, name)
+                rows.append({"name": name, "removed": True})
+            except IIIError as error:
+                rows.append({"name": name, "removed": False, "error": _error(error)})
+        return {"workers": rows}
+
+    async def start(self, call: Call) -> dict[str, Any]:
+        """Start a stopped or failed worker; a running one is left as it is."""
+        request = _arguments(call, _Start)
+        supervisor = self._supervisor(request.name)
+        supervisor.start()
+        return await self._started(supervisor, request)
+
+    async def restart(self, call: Call) -> dict[str, Any]:
+        """Stop, then start."""
+        request = _arguments(call, _Start)
+        supervisor = self._supervisor(request.name)
+        supervisor.restart()
+        return await self._started(supervisor, request)
+
+    async def _started(self, supervisor: Supervisor, request: _Start) -> dict[str, Any]:
+        if request.wait:
+            await supervisor.ready(request.timeout)
+        else:
+            await trio.lowlevel.checkpoint()
+        return supervisor.as_json()
+
+    async def stop(self, call: Call) -> dict[str, Any]:
+        """Stop a worker until it is started again; config.yaml is not changed."""
+        supervisor = self._supervisor(_arguments(call, _Start).name)
+        was_running = supervisor.phase.alive
+        supervisor.request_stop()
+        await supervisor.stopped()
+        return {"name": supervisor.spec.name, "stopped": was_running}
+
+    async def exec(self, call: Call) -> dict[str, Any]:
+        """Run a program in a worker's sandbox; see `iii_core.workers.exec`."""
+        request = _arguments(call, ExecRequest)
+        agent, plan = self._supervisor(request.name).agent()
+        return await exec_in_worker(request, agent, plan, call.stream)
+
+    def _row(self, entry: WorkerEntry) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "name": entry.name, "type": entry.kind, "version": None, "pid": None, "status": "stopped",
+            "isolation": None, "backend": None, "note": None,
+        }  # fmt: skip
+        supervisor = self._app.manager.workers.get(entry.name)
+        if supervisor is not None:
+            facts = supervisor.as_json()
+            error = facts["error"]
+            hints = supervisor.state.image.hints if supervisor.state.image else None
+            row |= {key: facts[key] for key in ("pid", "status", "isolation", "backend")}
+            row |= {"version": hints.version if hints else None, "note": error["message"] if error else None}
+        elif self._app.is_engine_worker(entry.name):
+            row |= {"type": "engine", "status": "running", "isolation": "in-process"}
+        else:
+            row["note"] = "no installed plugin provides this worker"
+        return row
+
+    def _entry(self, name: str) -> WorkerEntry:
+        entry = self._app.config.find(name)
+        if entry is None:
+            raise WorkerNotInstalled(
+                f"worker {name!r} is not in config.yaml",
+                hint="see the known ones with 'iii worker list', or add it with 'iii worker add'",
+                details={"name": name},
+            )
+        return entry
+
+    def _supervisor(self, name: str) -> Supervisor:
+        entry = self._entry(name)
+        if not entry.managed:
+            raise UsageError(
+                f"worker {name!r} lives inside the engine and cannot be started, stopped or entered by itself",
+                hint="it starts and stops with the engine",
+            )
+        return self._app.manager.get(name)
+
+
+def _arguments(call: Call, kind: type[A]) -> A:
+    try:
+        return msgspec.convert(call.args, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"malformed arguments: {error}") from error
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    leader = leading_error(error)
+    assert isinstance(leader, IIIError)
+    return {"code": leader.code, "message": leader.message, "hint": leader.hint, "details": leader.details}

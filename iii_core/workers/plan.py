@@ -1,0 +1,119 @@
+"""What is run for a managed worker: environment, argv, directory, user, limits. Pure."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from iii_core.errors import ConfigError
+from iii_core.project.env import URL_VARIABLES, patch_url_argument, requested_url
+from iii_core.sandbox.port import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from iii_core.images.port import Image, ImageConfig
+    from iii_core.sandbox.port import Isolation
+    from iii_core.workers.spec import WorkerSpec
+
+WELL_KNOWN_PORT: Final = 49134
+DEFAULT_LIMITS: Final = Limits(cpus=2, memory_mib=2048, pids=4096)  # spec worker-cli §0.3; pids is ours
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPlan:
+    """What the agent is asked to run, and within which limits. ``notes`` are for ``status``."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    cwd: str
+    uid: int
+    gid: int
+    limits: Limits
+    stop_signal: int
+    url: str
+    notes: tuple[str, ...] = ()
+
+
+def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: Isolation) -> WorkerPlan:
+    """Decide what to run.
+
+    Environment, lowest first: image ``ENV``, the entry's flattened ``config``, then what iii sets. The URL is what
+    config or image ask for under ``III_ENGINE_URL`` or ``III_URL``, else the engine through the tunnel; both variables
+    carry it.
+
+    Raises:
+        ConfigError: the configured URL leads out of the sandbox, which has no network.
+    """
+    base = {"PATH": DEFAULT_PATH, "HOME": "/root", **dict(image.config.env), **spec.env}
+    asked = requested_url(base)
+    url = asked or f"ws://127.0.0.1:{engine_port}"
+    _require_reachable(spec.name, url, engine_port)
+    argv = (*image.config.entrypoint, *image.config.cmd) or ("/bin/sh",)
+    uid, gid, notes = _user(image.config)
+    return WorkerPlan(
+        argv=patch_url_argument(argv, url, append=asked is not None),
+        env={
+            **base,
+            **dict.fromkeys(URL_VARIABLES, url),
+            "III_WORKER_NAME": spec.name,
+            "III_ISOLATION": isolation.value,
+        },
+        cwd=image.config.working_dir or "/",
+        uid=uid,
+        gid=gid,
+        limits=_limits(spec, image),
+        stop_signal=_stop_signal(image.config.stop_signal),
+        url=url,
+        notes=notes,
+    )
+
+
+def _require_reachable(name: str, url: str, engine_port: int) -> None:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or WELL_KNOWN_PORT
+    except ValueError as error:
+        raise ConfigError(f"worker {name!r}: III_URL {url!r} is not a URL ({error})") from None
+    if parts.scheme not in ("ws", "wss") or host is None:
+        raise ConfigError(
+            f"worker {name!r}: III_URL {url!r} is not a WebSocket URL",
+            hint=f"leave it out, or use ws://127.0.0.1:{engine_port}",
+        )
+    if host not in LOOPBACK or port not in (engine_port, WELL_KNOWN_PORT):
+        raise ConfigError(
+            f"worker {name!r}: III_URL {url!r} leads out of the sandbox, which has no network",
+            hint=f"remove III_URL and III_ENGINE_URL from the worker's config, or set them to ws://127.0.0.1:{engine_port}",
+            details={"url": url},
+        )
+
+
+def _limits(spec: WorkerSpec, image: Image) -> Limits:
+    hints = image.hints
+    return Limits(
+        cpus=spec.limits.cpus or (hints.cpus if hints else None) or DEFAULT_LIMITS.cpus,
+        memory_mib=spec.limits.memory_mib or (hints.memory_mib if hints else None) or DEFAULT_LIMITS.memory_mib,
+        pids=spec.limits.pids or DEFAULT_LIMITS.pids,
+    )
+
+
+def _user(config: ImageConfig) -> tuple[int, int, tuple[str, ...]]:
+    """The numeric ids of ``USER``; a name that is not ``root`` needs the image's passwd file, which is not read."""
+    user, _, group = config.user.partition(":")
+    if user in ("", "0", "root"):
+        return 0, int(group) if group.isdigit() else 0, ()
+    if user.isdigit():
+        return int(user), int(group) if group.isdigit() else int(user), ()
+    return 0, 0, (f"the image asks for user {config.user!r} by name; it runs as uid 0 of the sandbox",)
+
+
+def _stop_signal(name: str) -> int:
+    """The number of ``STOPSIGNAL`` (``SIGTERM``, ``TERM`` or ``15``); SIGTERM where it says nothing sensible."""
+    if name.isdigit() and 0 < int(name) < signal.NSIG:
+        return int(name)
+    found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", signal.SIGTERM)
+    return found.value if isinstance(found, signal.Signals) else signal.SIGTERM.value

@@ -1,0 +1,205 @@
+"""One run of one managed worker: image → sandbox → agent → process → exit."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from iii_core.errors import LinkClosed, SandboxDied
+from iii_core.sandbox.agent import ProcessSpec, open_agent
+from iii_core.sandbox.port import Phase as SandboxPhase
+from iii_core.sandbox.port import SandboxSpec
+from iii_core.workers.logs import RunLog
+from iii_core.workers.plan import plan_worker
+from iii_core.workers.state import Phase, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from iii_core.images.port import Image, Progress
+    from iii_core.sandbox.agent import Agent, AgentProcess, ExitStatus
+    from iii_core.sandbox.port import SandboxDriver
+    from iii_core.workers.plan import WorkerPlan
+    from iii_core.workers.services import OpenBackend, WorkerServices
+    from iii_core.workers.spec import WorkerSpec
+
+STOP_GRACE: Final = 10.0  # spec worker-cli §0.3
+POWER_OFF_GRACE: Final = 2.0
+CLEANUP_LIMIT: Final = 15.0
+CONSOLE_TAIL: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlaces:
+    """Where one worker's files are: its log folder, its writable layers, its console."""
+
+    logs: Path
+    writable: Path
+    console: Path
+
+
+class WorkerRun:
+    """One run. `execute` does all of it; the rest may be used from other tasks while it goes on.
+
+    ``agent`` is there from the moment the sandbox answers until it ends: exec sessions go through it.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        sandbox_id: str,
+        services: WorkerServices,
+        places: RunPlaces,
+        report: Callable[[Phase], None],
+    ) -> None:
+        self._spec = spec
+        self._id = sandbox_id
+        self._services = services
+        self._places = places
+        self._report = report
+        self._stop = trio.Event()
+        self._scope = trio.CancelScope()
+        self.state = WorkerState()
+        self.agent: Agent | None = None
+        self.plan: WorkerPlan | None = None
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this run is to end because someone asked."""
+        return self._stop.is_set()
+
+    def request_stop(self) -> None:
+        """End this run in an orderly way: SIGTERM, a grace period, SIGKILL. Idempotent."""
+        self._stop.set()
+        if self.agent is None:
+            self._scope.cancel()  # nothing runs inside yet that could be asked
+
+    async def execute(self) -> ExitStatus | None:
+        """Run until the worker's process ends; None where it was stopped before there was one.
+
+        Raises whatever keeps the worker from running, as `IIIError` (possibly in a group). Cancelling kills.
+        """
+        with closing(RunLog(self._places.logs)) as log, self._scope:
+            self._report(Phase.PREPARING)
+            image = await self._image(log)
+            backend = await self._services.sandboxes.backend(self._spec.backend)
+            self.plan = plan_worker(
+                self._spec,
+                image,
+                engine_port=self._services.engine.port,
+                isolation=backend.record.isolation,
+            )
+            self.state.describe(image=image, backend=backend.record, plan=self.plan)
+            self._report(Phase.BOOTING)
+            async with self._sandbox(image, backend, log) as agent:
+                return await self._process(agent, self.plan, log)
+        return None
+
+    async def _image(self, log: RunLog) -> Image:
+        def progress(step: Progress) -> None:
+            log.note(f"{step.stage} {step.item}".rstrip())
+
+        if self._spec.problem is not None:
+            raise self._spec.problem
+        return await self._services.images.fetch(self._spec.source, refresh=False, progress=progress)
+
+    @asynccontextmanager
+    async def _sandbox(self, image: Image, backend: OpenBackend, log: RunLog) -> AsyncIterator[Agent]:
+        driver = backend.driver
+        assert self.plan is not None
+        spec = SandboxSpec(
+            id=self._id,
+            root=image.root,
+            writable_dir=self._places.writable / image.digest.removeprefix("sha256:")[:16],
+            console=self._places.console,
+            hostname=self._spec.name.replace("_", "-").replace(".", "-")[:63],
+            limits=self.plan.limits,
+        )
+        await driver.create(spec)
+        try:
+            await driver.start(self._id)
+            self.state.sandbox = await driver.state(self._id)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(await driver.link(self._id)))
+            engine = self._services.engine
+            async with open_agent(
+                stream,
+                tunnel_ports=engine.tunnel_ports,
+                serve_tunnel=lambda tunnel: engine.serve_tunnel(tunnel, self._id),
+            ) as agent:
+                self.agent = agent
+                try:
+                    yield agent
+                finally:
+                    self.agent = None
+                    with trio.move_on_after(POWER_OFF_GRACE, shield=True):
+                        await agent.power_off(POWER_OFF_GRACE)
+        except LinkClosed as error:
+            raise await self._death(driver) from error
+        finally:
+            with trio.move_on_after(CLEANUP_LIMIT, shield=True) as scope:
+                await driver.stop(self._id, grace=POWER_OFF_GRACE)
+                await driver.destroy(self._id, keep_writable=True)
+            if scope.cancelled_caught:
+                log.note("the sandbox could not be taken down in time")
+
+    async def _death(self, driver: SandboxDriver) -> SandboxDied:
+        """Why the link broke, with what the sandbox last said."""
+        state = await driver.state(self._id)
+        ended = state.exit or ("still running" if state.phase is SandboxPhase.RUNNING else "unknown")
+        return SandboxDied(
+            f"the sandbox of worker {self._spec.name!r} ended by itself ({ended})",
+            hint=f"see 'iii worker logs {self._spec.name}'",
+            details={"exit": ended, "console": _tail(self._places.console)},
+        )
+
+    async def _process(self, agent: Agent, plan: WorkerPlan, log: RunLog) -> ExitStatus:
+        process = await agent.spawn(
+            ProcessSpec(
+                argv=plan.argv,
+                env=plan.env,
+                cwd=plan.cwd,
+                uid=plan.uid,
+                gid=plan.gid,
+                linger=STOP_GRACE,
+                stdin=False,
+            )
+        )
+        self.state.process_pid = process.pid
+        self._report(Phase.STARTING)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._services.engine.watch_sandbox, self._id, self._registration)
+            nursery.start_soon(self._stop_on_request, process)
+            await _pump(process, log)
+            status = await process.wait()
+            nursery.cancel_scope.cancel()
+        log.note(f"worker exited with {status}")
+        return status
+
+    def _registration(self, connected: bool) -> None:
+        """The worker is ready when the engine sees it."""
+        if not self.stop_requested:
+            self._report(Phase.RUNNING if connected else Phase.STARTING)
+
+    async def _stop_on_request(self, process: AgentProcess) -> None:
+        await self._stop.wait()
+        self._report(Phase.STOPPING)
+        assert self.plan is not None
+        await process.signal(self.plan.stop_signal)
+        await trio.sleep(STOP_GRACE)  # the process's end cancels this wait
+        await process.kill()
+
+
+async def _pump(process: AgentProcess, log: RunLog) -> None:
+    while (output := await process.receive_output()) is not None:
+        log.write(*output)
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_bytes()[-CONSOLE_TAIL:].decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,102 @@
+"""Sandbox backends for managed workers: the helper process that holds them, and which of them to use."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from iii_core.errors import BackendUnavailable, PluginMissing, SandboxError
+from iii_core.records import SandboxBackend
+from iii_core.workers.services import OpenBackend
+from iii_core.workers.spec import AUTO_BACKEND
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from iii_core.host import PluginHost
+    from iii_core.sandbox.host import SandboxHost
+
+_log = logging.getLogger(__name__)
+
+
+class SandboxService:
+    """Opens the sandbox host when the first worker needs it, and another when that one has died."""
+
+    def __init__(
+        self,
+        plugins: PluginHost,
+        open_host: Callable[[], AbstractAsyncContextManager[SandboxHost]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._records = plugins.collect(SandboxBackend)
+        self._open_host = open_host
+        self._nursery = nursery
+        self._host: SandboxHost | None = None
+        self._opening = trio.Lock()
+        self._chosen: str | None = None
+
+    async def backend(self, name: str) -> OpenBackend:
+        """See `iii_core.workers.services.Sandboxes.backend`."""
+        async with self._opening:
+            if self._host is None:
+                self._host = await self._nursery.start(self._keep_host)
+            host = self._host
+            record = self._named(name) if name != AUTO_BACKEND else await self._strongest(host)
+        return OpenBackend(record, await host.driver(record.name))
+
+    async def _keep_host(self, *, task_status: trio.TaskStatus[SandboxHost]) -> None:
+        async with self._open_host() as host:
+            task_status.started(host)
+            await host.wait_died()
+            _log.error("the sandbox host died; its workers will be started anew")
+            self._host = None
+
+    def _named(self, name: str) -> SandboxBackend:
+        if name not in self._records:
+            raise PluginMissing(
+                f"there is no sandbox backend {name!r}",
+                hint=f"installed backends: {', '.join(sorted(self._records)) or 'none'}",
+                details={"backend": name},
+            )
+        return self._records[name]
+
+    async def _strongest(self, host: SandboxHost) -> SandboxBackend:
+        """The strongest backend whose probe succeeds; remembered once found."""
+        if self._chosen is not None:
+            return self._records[self._chosen]
+        reasons: dict[str, str] = {}
+        hints: list[str] = []
+        for record in sorted(self._records.values(), key=lambda record: record.strength, reverse=True):
+            try:
+                verdict = await host.probe(record.name)
+            except SandboxError as error:
+                reasons[record.name] = error.message
+                continue
+            if verdict.ok:
+                self._chosen = record.name
+                return record
+            reasons[record.name] = verdict.reason
+            hints += [verdict.hint] if verdict.hint else []
+        raise BackendUnavailable(
+            "no sandbox backend works on this machine: "
+            + ("; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "none is installed"),
+            hint="; ".join(hints) or "install one, such as iii-sandbox-bubblewrap",
+            details={"backends": reasons},
+        )
+
+
+@asynccontextmanager
+async def open_sandboxes(
+    plugins: PluginHost, open_host: Callable[[], AbstractAsyncContextManager[SandboxHost]]
+) -> AsyncIterator[SandboxService]:
+    """The sandbox service of one engine; at the end the sandbox host ends, and with it every sandbox.
+
+    ``open_host`` opens a sandbox host; it is called again after one has died.
+    """
+    async with trio.open_nursery() as nursery:
+        yield SandboxService(plugins, open_host, nursery)
+        nursery.cancel_scope.cancel()

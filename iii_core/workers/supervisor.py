@@ -1,0 +1,240 @@
+"""The supervisor of one managed worker: whether it should run, and what happens when it ends.
+
+Policy: ``on-failure``. A run that fails is followed by another after a growing delay; one that exits with 0 has done
+its work and stays stopped; one that *cannot* work until somebody changes something (a wrong image, an unset variable, a
+program that is not there) is ``failed`` at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from iii_core.errors import (
+    BackendUnavailable,
+    ConfigError,
+    IIIError,
+    ImageError,
+    PluginError,
+    ProcessSpawnError,
+    RegistryUnreachable,
+    StartTimeout,
+    UnsupportedOperation,
+    WorkerNotRunning,
+    leading_error,
+)
+from iii_core.workers.run import RunPlaces, WorkerRun
+from iii_core.workers.state import History, Phase, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iii_core.sandbox.agent import Agent, ExitStatus
+    from iii_core.workers.plan import WorkerPlan
+    from iii_core.workers.services import WorkerServices
+    from iii_core.workers.spec import WorkerSpec
+
+FIRST_DELAY: Final = 1.0
+LONGEST_DELAY: Final = 30.0
+STEADY_AFTER: Final = 30.0  # a run that lasted this long was fine; the next delay is the first one again
+HOPELESS: Final = (ConfigError, ImageError, PluginError, ProcessSpawnError, BackendUnavailable, UnsupportedOperation)
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether trying again cannot help until somebody changes something."""
+    return isinstance(error, HOPELESS) and not isinstance(error, RegistryUnreachable)
+
+
+class Supervisor:
+    """Runs one worker for as long as `run` runs. The other methods may be called from any task."""
+
+    def __init__(self, spec: WorkerSpec, sandbox_id: str, services: WorkerServices, places: RunPlaces) -> None:
+        self._spec = spec
+        self._id = sandbox_id
+        self._services = services
+        self._places = places
+        self._wanted = True
+        self._phase = Phase.PREPARING
+        self._hurry = False
+        self._changed = trio.lowlevel.ParkingLot()
+        self._run: WorkerRun | None = None
+        self._delay = FIRST_DELAY
+        self._state = WorkerState()
+        self.history = History()
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """What is run (from the next run on, where it has just been replaced)."""
+        return self._spec
+
+    @property
+    def phase(self) -> Phase:
+        """Where the worker is now."""
+        return self._phase
+
+    @property
+    def sandbox_id(self) -> str:
+        """The id of this worker's sandbox, running or not."""
+        return self._id
+
+    @property
+    def places(self) -> RunPlaces:
+        """Where this worker's files are."""
+        return self._places
+
+    @property
+    def state(self) -> WorkerState:
+        """Facts of the current or last run."""
+        return self._state
+
+    def agent(self) -> tuple[Agent, WorkerPlan]:
+        """The live sandbox's agent and what runs there.
+
+        Raises:
+            WorkerNotRunning: no sandbox, or one that has not booted.
+        """
+        if self._run is None or self._run.agent is None or self._run.plan is None:
+            raise WorkerNotRunning(
+                f"worker {self._spec.name!r} is not running ({self._phase.value})",
+                hint=f"start it with 'iii worker start {self._spec.name}'",
+                details={"name": self._spec.name, "phase": self._phase.value},
+            )
+        return self._run.agent, self._run.plan
+
+    async def run(self) -> None:
+        """Supervise until cancelled; cancelling kills the worker without grace (call `stop` first)."""
+        while True:
+            await self._until(lambda: self._wanted)
+            started = trio.current_time()
+            failure = await self._run_once()
+            if trio.current_time() - started > STEADY_AFTER:
+                self._delay = FIRST_DELAY
+            if not self._wanted:
+                self._report(Phase.STOPPED)
+            elif failure is not None:
+                await self._back_off(failure)
+
+    def start(self) -> None:
+        """Want the worker running; forgives earlier failures. Does nothing to a live one."""
+        self._wanted = self._hurry = True
+        self._delay = FIRST_DELAY
+        if not self._phase.alive:
+            self._report(Phase.PREPARING)
+        self._notify()
+
+    def request_stop(self) -> None:
+        """Want the worker stopped; returns at once. Idempotent."""
+        self._wanted = False
+        if self._run is not None:
+            self._run.request_stop()
+        self._notify()
+
+    def replace(self, spec: WorkerSpec) -> None:
+        """Use another spec; a live worker is restarted with it, a failed one tried again."""
+        self._spec = spec
+        if self._wanted or self._phase is Phase.FAILED:
+            self.restart()
+
+    def restart(self) -> None:
+        """End the current run, if any, and begin another."""
+        if self._run is not None:
+            self._run.request_stop()
+            self._report(Phase.STOPPING)
+        self.start()
+
+    async def stopped(self) -> None:
+        """Wait until nothing of the worker is alive."""
+        await self._until(lambda: not self._phase.alive)
+
+    async def ready(self, timeout: float) -> None:
+        """Wait until the engine sees the worker.
+
+        Raises:
+            IIIError: it failed for good (that error), or ended by itself.
+            StartTimeout: neither within ``timeout`` seconds.
+        """
+        with trio.move_on_after(timeout):
+            await self._until(lambda: self._phase.settled)
+            if self._phase is Phase.RUNNING:
+                return
+            if isinstance(self.history.last_error, IIIError):
+                raise self.history.last_error
+            raise WorkerNotRunning(
+                f"worker {self._spec.name!r} ended before it registered ({self.history.last_exit or 'stopped'})",
+                hint=f"see 'iii worker logs {self._spec.name}'",
+            )
+        raise StartTimeout(
+            f"worker {self._spec.name!r} is not ready after {timeout:g} s ({self._phase.value})",
+            hint=f"watch it with 'iii worker status {self._spec.name}' and 'iii worker logs {self._spec.name} -f'",
+            details={"name": self._spec.name, "phase": self._phase.value, "timeout": timeout},
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The supervised part of ``worker.status``."""
+        error = self.history.last_error
+        return {
+            "name": self._spec.name,
+            "status": self._phase.value,
+            **self._state.as_json(),
+            "restarts": self.history.restarts,
+            "last_exit": self.history.last_exit,
+            "error": {"code": error.code, "message": error.message, "hint": error.hint}
+            if isinstance(error, IIIError)
+            else None,
+        }
+
+    async def _run_once(self) -> BaseException | None:
+        """One run. Returns why it failed, or None where it was stopped or did its work."""
+        run = self._run = WorkerRun(self._spec, self._id, self._services, self._places, self._report)
+        self._state = run.state
+        try:
+            status = await run.execute()
+        except Exception as error:  # whatever ends a run is this worker's trouble, not the engine's
+            if run.stop_requested:
+                return None
+            return leading_error(error)
+        finally:
+            self._run = None
+        return None if run.stop_requested else self._judge(status)
+
+    def _judge(self, status: ExitStatus | None) -> BaseException | None:
+        if status is None:
+            return None
+        self.history.last_exit = str(status)
+        if status.as_shell() == 0:
+            self._wanted = False
+            self.history.last_error = None
+            return None
+        return WorkerNotRunning(
+            f"worker {self._spec.name!r} ended with {status}", hint=f"see 'iii worker logs {self._spec.name}'"
+        )
+
+    async def _back_off(self, failure: BaseException) -> None:
+        self.history.last_error = failure
+        if is_hopeless(failure):
+            self._wanted = False
+            self._report(Phase.FAILED)
+            return
+        self.history.restarts += 1
+        self._hurry = False
+        self._report(Phase.RESTARTING)
+        with trio.move_on_after(self._delay):
+            await self._until(lambda: not self._wanted or self._hurry)
+        self._delay = min(self._delay * 2, LONGEST_DELAY)
+        if not self._wanted:
+            self._report(Phase.STOPPED)
+
+    def _report(self, phase: Phase) -> None:
+        if phase is Phase.RUNNING:
+            self.history.last_error = None
+        if phase is not self._phase:
+            self._phase = phase
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.unpark_all()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.park()
