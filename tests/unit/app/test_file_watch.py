@@ -1,0 +1,80 @@
+"""Changes of config.yaml are noticed however they are made, and other files' changes are not."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from iii_core.app.watch import DEBOUNCE, FileWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def overwrite(path: Path) -> None:
+    path.write_text("new")
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("temporary")
+    other.write_text("new")
+    other.replace(path)
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [overwrite, replace, delete])
+async def test_a_change_is_noticed(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    with closing(FileWatch(path)) as watch, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.changed)
+            await trio.testing.wait_all_tasks_blocked()
+            change(path)
+
+
+async def test_other_files_and_mere_reading_are_not_changes(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    with closing(FileWatch(path)) as watch:
+        (tmp_path / "config.yaml.swp").write_text("x")
+        path.read_text()
+        with trio.move_on_after(DEBOUNCE * 3) as scope:
+            await watch.changed()
+        assert scope.cancelled_caught
+
+
+async def test_a_burst_is_one_change(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    seen = 0
+    with closing(FileWatch(path)) as watch:
+
+        async def count() -> None:
+            nonlocal seen
+            while True:
+                await watch.changed()
+                seen += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for _ in range(5):
+                overwrite(path)
+                replace(path)
+                await trio.sleep(DEBOUNCE / 10)
+            await trio.sleep(DEBOUNCE * 3)
+            nursery.cancel_scope.cancel()
+    assert seen == 1
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileWatch(tmp_path / "nowhere" / "config.yaml")
