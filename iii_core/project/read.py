@@ -26,7 +26,7 @@ MAX_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 64
 MAX_NODES: Final = 50_000
 
-_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YAML_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BOM: Final = "\ufeff"
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})\Z")
 _OCTAL = re.compile(r"0o[0-7]{1,40}\Z")
@@ -222,7 +222,7 @@ class _Builder:
         return None if empty else root
 
     def _events(self) -> Iterator[Any]:
-        return iter(yaml.parse(self._document.text, Loader=_LOADER))
+        return iter(yaml.parse(self._document.text, Loader=YAML_LOADER))
 
     def _take(self, event: Any) -> None:
         line = event.start_mark.line + 1
