@@ -65,9 +65,9 @@ def put_worker(text: str, entry: AbstractMapping[str, Any], *, name: str = "conf
     expected: Any = to_data(document.root)
     expected[section][index] = new
     for attempt in (_update, _rewrite):
-        changed = attempt(document, section, index, new)
-        if changed is not None and _holds(document, changed, expected):
-            return Edited(changed, "updated")
+        updated = attempt(document, section, index, new)
+        if updated is not None and _holds(document, updated, expected):
+            return Edited(updated, "updated")
     raise _refuse(document, old.line)
 
 

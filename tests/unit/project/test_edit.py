@@ -23,12 +23,20 @@ CORPUS = {
     "flow with late comma": "workers: [\n  {name: x} # one\n  , {name: y}\n  ]",
     "flow of pairs": "workers: [name: x, name: y]\n",
     "quoted names": '"workers":\n  - \'name\': "x"\n  - "name": \'y\'\n',
-    "name not first": "workers:\n  - image: a/b:1\n    config:\n      K: v\n    name: x\n  - config: {}\n    name: y\n",
-    "no indentation": "workers:\n- name: x\n- name: y\n  config:\n    a:\n    - 1\n    - 2\nsandbox:\n  backend: auto\n",
+    "name not first": (
+        "workers:\n  - image: a/b:1\n    config:\n      K: v\n    name: x\n  - config: {}\n    name: y\n"
+    ),
+    "no indentation": (
+        "workers:\n- name: x\n- name: y\n  config:\n    a:\n    - 1\n    - 2\nsandbox:\n  backend: auto\n"
+    ),
     "deep indentation": "workers:\n      -   name: x\n          config:\n            K: v\n      -   name: y\n",
     "dash alone": "workers:\n  -\n    name: x\n  - # why\n    name: y\n",
-    "anchors": "sandbox: &s {backend: auto}\nworkers: &w\n  - &a\n    name: x\n    sandbox: *s\n  - name: y\n    sandbox: *s\n",
-    "merge": "workers:\n  - &x\n    name: x\n    config: &c {K: v}\n  - name: y\n    config:\n      <<: *c\n      L: w\n",
+    "anchors": (
+        "sandbox: &s {backend: auto}\nworkers: &w\n  - &a\n    name: x\n    sandbox: *s\n  - name: y\n    sandbox: *s\n"
+    ),
+    "merge": (
+        "workers:\n  - &x\n    name: x\n    config: &c {K: v}\n  - name: y\n    config:\n      <<: *c\n      L: w\n"
+    ),
     "crlf": "# hi\r\nworkers:\r\n  - name: x\r\n    # inside\r\n  - name: y\r\n\r\n# bye\r\n",
     "old mac": "workers:\r  - name: x\r  - name: y\r",
     "tabs in comments": "workers:\t# \ttabs\n  - name: x\t# \tmore\n  - name: y\n",
@@ -36,9 +44,14 @@ CORPUS = {
     "comment without newline": "workers:\n  - name: x # last",
     "comments after": "workers:\n  - name: x\n    config:\n      A: 1\n      # B: 2\n  # - name: off\n# bye\n\n\n",
     "trailing spaces": "workers:   \n  - name: x   \n    image: a/b:1  \n   \n  - name: y\n  \n",
-    "block scalars": "workers:\n  - name: x\n    config:\n      S: |\n        a\n\n        b\n\n  - name: y\n    config:\n"
-    "      S: >-\n        folded\n        text\n",
-    "kept block scalar": "workers:\n  - name: x\n    config:\n      S: |+\n        a\n\n\n  - name: y\n    config:\n      S: |+\n        z\n\n",
+    "block scalars": (
+        "workers:\n  - name: x\n    config:\n      S: |\n        a\n\n        b\n\n  - name: y\n"
+        "    config:\n      S: >-\n        folded\n        text\n"
+    ),
+    "kept block scalar": (
+        "workers:\n  - name: x\n    config:\n      S: |+\n        a\n\n\n  - name: y\n    config:\n"
+        "      S: |+\n        z\n\n"
+    ),
     "document markers": "%YAML 1.2\n---\nworkers:\n  - name: x\n...\n# after\n",
     "other keys around": "rootfs: {mode: overlay}\nworkers:\n  - name: x\n\nsandbox:\n  backend: auto\n",
     "unicode": "# köttur 🐈\nworkers:\n  - name: x # naïve\n    config: {MSG: 'ça va 🐈'}\n  - name: y\n",
@@ -234,7 +247,7 @@ class TestUpdate:
 
 class TestRefusals:
     def test_unknown_worker(self) -> None:
-        with pytest.raises(WorkerNotInstalled, match="'x' is not in config.yaml") as caught:
+        with pytest.raises(WorkerNotInstalled, match=r"'x' is not in config\.yaml") as caught:
             remove_worker("workers: []\n", "x")
         assert caught.value.hint is not None
 
