@@ -41,7 +41,7 @@ format: ## let ruff put the code in order
 	@$(BIN)/ruff format .
 
 type: ## mypy and pyright, both strict
-	@tools/setup.sh base
+	@tools/setup.sh type
 	@$(BIN)/mypy
 	@$(BIN)/pyright
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Set up a fresh machine: `tools/setup.sh base|demo|test`. Quick when there is nothing to do.
+# Set up a fresh machine: `tools/setup.sh base|type|demo|test`. Quick when there is nothing to do.
 #
 # Each step is a function that first looks whether it is done: system packages by asking dpkg, the rest by a stamp under
 # build/stamps/ that holds a hash of everything the step was made from.
@@ -38,7 +38,7 @@ uv_is_at_hand() { have uv || [ -x .tools/uv/bin/uv ]; }
 wanted_packages() {
     packages_tagged "$1"
     uv_is_at_hand || packages_tagged uv
-    if [ "$1" = test ] && ! node_is_good; then packages_tagged node; fi
+    case "$1" in type | test) node_is_good || packages_tagged node ;; esac
 }
 
 missing_packages() {
@@ -125,7 +125,8 @@ install_sdks() {
 
 case "${1:-}" in
     base) install_packages base; install_python ;;
+    type) install_packages type; install_python ;;  # pyright is a program for Node.js
     demo) install_packages demo; open_fuse; install_python ;;
     test) install_packages test; open_fuse; install_python; install_sdks ;;
-    *) die "usage: tools/setup.sh base|demo|test" ;;
+    *) die "usage: tools/setup.sh base|type|demo|test" ;;
 esac
