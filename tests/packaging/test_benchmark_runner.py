@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-    command = [sys.executable, folder / "benchmarks" / "run.py", *names]
+    command = [sys.executable, str(folder / "benchmarks" / "run.py"), *names]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
 
 

@@ -24,18 +24,8 @@ def test_short(): pass
 
 def passed(folder: Path, *options: str) -> set[str]:
     """The names of the tests that ran."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-p",
-        "iiitools.sampling",
-        "-p",
-        "no:cacheprovider",
-        *options,
-        folder,
-    ]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "iiitools.sampling", "-p", "no:cacheprovider"]
+    command += [*options, str(folder)]
     environment = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
