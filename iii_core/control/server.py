@@ -120,15 +120,11 @@ async def _serve_client(stream: trio.SocketStream, operations: Mapping[str, Oper
 async def _serve_request(payload: bytes, stream: MuxStream, operations: Mapping[str, Operation]) -> None:
     try:
         answer = {"result": await _perform(payload, stream, operations)}
-    except* LinkError:
-        return  # the client is gone; there is nobody to tell
-    except* Exception as group:
-        answer = {"error": describe(leading_error(group))}
-    try:
+    except Exception as error:
+        answer = {"error": describe(leading_error(error))}
+    with suppress(LinkError):  # the client is gone; there is nobody to tell
         await stream.send_message(msgspec.json.encode(answer))
         await stream.close()
-    except LinkError:
-        pass
 
 
 async def _perform(payload: bytes, stream: MuxStream, operations: Mapping[str, Operation]) -> Any:
@@ -153,7 +149,6 @@ async def _perform(payload: bytes, stream: MuxStream, operations: Mapping[str, O
             nursery.start_soon(_cancel_when_left, stream, nursery.cancel_scope)
         async with send:
             result = await operation.handle(Call(args=request.args, stream=stream, report=report))
-        await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
         return result
     raise LinkError("the client left")

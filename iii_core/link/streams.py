@@ -147,6 +147,18 @@ class MuxStream:
             self._mux.check()
             await self._changed.park()
 
+    def divert_messages(self, on_message: Callable[[bytes], None]) -> None:
+        """From now on give messages to ``on_message`` as `Mux.open` does, those that wait already included.
+
+        For acceptors, whose streams begin before anyone knows what they are for. Not a checkpoint.
+        """
+        self._on_message = on_message
+        waiting = [(item, cost) for item, cost in self._inbox if isinstance(item, Message)]
+        self._inbox = deque((item, cost) for item, cost in self._inbox if not isinstance(item, Message))
+        for item, cost in waiting:
+            on_message(item.payload)
+            self._consumed(item, cost)
+
     async def close(self, reason: str = "") -> None:
         """Send `CLOSE` after what is queued, and drop what was received. Idempotent; done even if cancelled."""
         self._close(reason)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from iii_core.errors import UsageError
-from iii_core.link.mux import Closed, Data, Eof, Message
+from iii_core.errors import LinkError, UsageError
+from iii_core.link.mux import Closed, Data, Eof
 from iii_core.sandbox.agent import ProcessSpec, TerminalSize
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DIRECTORY: Final = "/workspace"
 STDIN: Final = 0
+MESSAGE_BACKLOG: Final = 256
 
 
 class Terminal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +38,7 @@ class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tty: Terminal | None = None
 
 
-class _Signal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=None):
+class _Order(msgspec.Struct, frozen=True):
     signal: int | None = None
     resize: tuple[int, int] | None = None
 
@@ -67,6 +68,7 @@ async def exec_in_worker(request: ExecRequest, agent: Agent, plan: WorkerPlan, s
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_client_to_guest, stream, process)
+            nursery.start_soon(_obey, _diverted(stream), process)
             while (output := await process.receive_output()) is not None:
                 await stream.send_data(*output)
             status = await process.wait()
@@ -84,8 +86,6 @@ async def _client_to_guest(stream: MuxStream, process: AgentProcess) -> None:
                 await process.send_stdin(data)
             case Eof(channel=channel) if channel == STDIN:
                 await process.close_stdin()
-            case Message(payload=payload):
-                await _control(payload, process)
             case Closed():
                 await process.kill()
                 return
@@ -93,9 +93,31 @@ async def _client_to_guest(stream: MuxStream, process: AgentProcess) -> None:
                 pass  # additive: newer clients may send what this engine does not know
 
 
+def _diverted(stream: MuxStream) -> trio.MemoryReceiveChannel[bytes]:
+    """The stream's messages, apart from its data: a full stdin must not hold up a signal."""
+    send, receive = trio.open_memory_channel[bytes](MESSAGE_BACKLOG)
+
+    def take(payload: bytes) -> None:
+        try:
+            send.send_nowait(payload)
+        except trio.WouldBlock:
+            raise LinkError("too many messages for an exec session") from None
+        except trio.BrokenResourceError:
+            return  # the session is over
+
+    stream.divert_messages(take)
+    return receive
+
+
+async def _obey(messages: trio.MemoryReceiveChannel[bytes], process: AgentProcess) -> None:
+    async with messages:
+        async for payload in messages:
+            await _control(payload, process)
+
+
 async def _control(payload: bytes, process: AgentProcess) -> None:
     try:
-        message = msgspec.json.decode(payload, type=_Signal)
+        message = msgspec.json.decode(payload, type=_Order)
     except msgspec.DecodeError as error:
         raise UsageError(f"malformed exec message: {error}") from error
     if message.signal is not None:

@@ -1,0 +1,151 @@
+"""A registry with real worker images, and projects whose engine is the real ``iii`` program."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from iiitools.registry import Registry, run_registry
+from iiitools.workerimages import build_math_worker
+
+III = Path(sys.executable).with_name("iii")
+
+
+class IIIProject:
+    """A project in a folder of its own, driven through the command line alone."""
+
+    def __init__(self, folder: Path, home: Path, environ: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.runtime = Path(tempfile.mkdtemp(prefix="iii-test-"))
+        self.config = folder / "config.yaml"
+        self.log = folder / "engine.log"
+        self.port = free_port()
+        self.engine: subprocess.Popen[bytes] | None = None
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "III_HOME": str(home),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "LANG": "C.UTF-8",
+            "NO_COLOR": "1",
+            **(environ or {}),
+        }
+        self.config.write_text(f"workers:\n  - name: iii-worker-manager\n    config: {{port: {self.port}}}\n")
+
+    def start(self) -> None:
+        """Start the engine and wait until it says that it is ready."""
+        with self.log.open("ab") as log:
+            self.engine = subprocess.Popen(
+                [III], cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        offset = 0
+        deadline = time.monotonic() + 20
+        while b"engine ready on" not in self.log.read_bytes()[offset:]:
+            assert self.engine.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def stop(self, how: int = signal.SIGTERM, timeout: float = 40) -> int:
+        """End the engine; returns its exit code."""
+        assert self.engine is not None
+        self.engine.send_signal(how)
+        code = self.engine.wait(timeout)
+        self.engine = None
+        return code
+
+    def run(
+        self, *arguments: str, stdin: bytes | None = None, timeout: float = 50
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run ``iii`` with these arguments."""
+        return subprocess.run(
+            [III, *arguments],
+            cwd=self.folder,
+            env=self.environ,
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, stdin: bytes | None = None, timeout: float = 50) -> str:
+        """Run ``iii``, which must succeed; returns its stdout."""
+        done = self.run(*arguments, stdin=stdin, timeout=timeout)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr, self.engine_log())
+        return done.stdout.decode()
+
+    def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start ``iii`` with pipes on all three streams."""
+        return subprocess.Popen(
+            [III, *arguments],
+            cwd=self.folder,
+            env=self.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def engine_log(self) -> str:
+        """What the engine said so far."""
+        return self.log.read_text()[-6000:] if self.log.exists() else ""
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self.engine is not None and self.engine.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.stop()
+            if self.engine is not None:
+                self.stop(signal.SIGKILL)
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry that holds ``math-worker:1.0``."""
+    folder = tmp_path_factory.mktemp("registry")
+    with run_registry(folder / "data") as running:
+        layout = folder / "layout"
+        build_math_worker(layout, tag="1.0")
+        running.push(layout, "1.0", "math-worker:1.0")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``$III_HOME``, shared by all projects, so that images are merged once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def project(tmp_path: Path, home: Path) -> Iterator[IIIProject]:
+    """A project without an engine yet."""
+    made = IIIProject(tmp_path, home)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, home: Path, registry: Registry) -> Iterator[IIIProject]:
+    """A project whose engine runs ``math-worker``; shared by a module's tests, which leave it so."""
+    made = IIIProject(tmp_path_factory.mktemp("project"), home)
+    made.start()
+    made.ok("worker", "add", f"{registry.address}/math-worker:1.0")
+    yield made
+    made.close()

@@ -1,0 +1,122 @@
+"""``iii worker exec`` on a real sandbox: bytes, codes, signals, and who may hold up whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import IIIProject
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+TEN_MIB = 10 * 1024 * 1024
+ENTER = ("worker", "exec", "math-worker")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "kill -TERM $$"], 128 + 15),
+        (["no-such-program"], 127),
+        (["/etc/passwd"], 126),
+    ],
+)
+def test_exit_codes(running: IIIProject, command: list[str], code: int) -> None:
+    done = running.run(*ENTER, "--", *command)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == b""
+
+
+def test_streams_environment_and_directory(running: IIIProject) -> None:
+    done = running.run(
+        *ENTER, "-e", "A=one=two", "-e", "B=x", "-w", "/tmp", "--", "sh", "-c", 'echo "$A $B $PWD"; echo err >&2; cat',
+        stdin=b"in",
+    )  # fmt: skip
+    assert done.stdout == b"one=two x /tmp\nin"
+    assert done.stderr == b"err\n"
+    assert running.ok(*ENTER, "--", "pwd") == "/workspace\n"
+    assert running.run(*ENTER, "-w", "/nowhere", "--", "pwd").returncode == 127
+
+
+def test_timeout_kills_and_says_124(running: IIIProject) -> None:
+    done = running.run(*ENTER, "--timeout", "300ms", "--", "sleep", "33")
+    assert done.returncode == 124
+    assert b"timed out" in done.stderr
+    assert "sleep 33" not in running.ok(*ENTER, "--", "ps")
+
+
+def test_ten_mebibytes_come_back_byte_for_byte(running: IIIProject) -> None:
+    data = os.urandom(TEN_MIB)
+    done = running.run(*ENTER, "--", "cat", stdin=data)
+    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
+
+
+def test_eight_sessions_at_once_and_one_reader_that_stops(running: IIIProject) -> None:
+    """Seven sessions and the worker's own calls go on while the eighth is not read."""
+    stuck = running.popen(*ENTER, "--", "head", "-c", str(TEN_MIB), "/dev/zero")
+    try:
+        data = [os.urandom(TEN_MIB) for _ in range(7)]
+        with ThreadPoolExecutor(8) as pool:
+            sessions = [pool.submit(running.run, *ENTER, "--", "cat", stdin=one, timeout=100) for one in data]
+            call = running.ok("trigger", "math::add", "a=2", "b=3", "--port", str(running.port))
+            assert json.loads(call) == {"sum": 5}
+            assert [session.result().stdout == one for session, one in zip(sessions, data, strict=True)] == [True] * 7
+        output, _ = stuck.communicate(timeout=60)
+        assert len(output) == TEN_MIB
+    finally:
+        stuck.kill()
+        stuck.communicate()
+
+
+def test_interrupt_reaches_the_program_and_a_second_one_ends_it(running: IIIProject) -> None:
+    script = "trap 'echo caught' INT; echo ready; for i in 1 2 3 4 5 6 7 8 9; do sleep 1; done"
+    session = running.popen(*ENTER, "--", "sh", "-c", script)
+    try:
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"ready\n"
+        session.send_signal(signal.SIGINT)
+        assert session.stdout.readline() == b"caught\n"
+        session.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        session.send_signal(signal.SIGINT)
+        assert session.wait(10) == 130
+    finally:
+        session.kill()
+        session.communicate()
+
+
+def test_a_killed_client_takes_its_program_along_and_nothing_else(running: IIIProject) -> None:
+    session = running.popen(*ENTER, "--", "sh", "-c", "echo ready; exec sleep 4321")
+    assert session.stdout is not None
+    assert session.stdout.readline() == b"ready\n"
+    session.kill()
+    session.communicate()
+    deadline = time.monotonic() + 5
+    while "sleep 4321" in running.ok(*ENTER, "--", "ps") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "sleep 4321" not in running.ok(*ENTER, "--", "ps")
+    assert json.loads(running.ok("trigger", "math::add", "a=2", "b=3", "--port", str(running.port))) == {"sum": 5}
+
+
+def test_a_terminal(running: IIIProject) -> None:
+    """With -t there is a terminal of 80x24 although ours is none (seed 000)."""
+    done = running.run(*ENTER, "-t", "--", "sh", "-c", "stty size; tty; exit 3")
+    assert done.returncode == 3
+    assert done.stdout.replace(b"\r\n", b"\n").startswith(b"24 80\n/dev/pts/")
+
+
+def test_what_cannot_be_entered(running: IIIProject) -> None:
+    for name, text in (("nobody", b"W112"), ("iii-worker-manager", b"inside the engine"), ("../x", b"W100")):
+        done = running.run("worker", "exec", name, "--", "true")
+        assert done.returncode in (1, 2), done
+        assert text in done.stderr
+    assert running.run(*ENTER).returncode != 0
