@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from iiitools import leftovers
@@ -31,6 +31,7 @@ III = ROOT / ".venv" / "bin" / "iii"
 COMMAND_SECONDS = 60.0
 READY_SECONDS = 180.0
 ENGINE_SECONDS = 20.0
+GRACE_SECONDS = 5.0  # for an engine to end after a step that failed
 
 
 class StepFailed(Exception):
@@ -111,6 +112,9 @@ class Demo:
             self.wait_for_engine(process)
             yield
         except BaseException:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
             process.kill()
             process.wait()
             raise
