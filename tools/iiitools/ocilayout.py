@@ -217,7 +217,7 @@ def _adopt(path: Path, data: IO[bytes], media_type: str) -> dict[str, Any]:
 def _tag(path: Path, tag: str, descriptor: Mapping[str, Any]) -> None:
     name = "org.opencontainers.image.ref.name"
     index = path / "index.json"
-    known = json.loads(index.read_text())["manifests"] if index.exists() else []
+    known: list[dict[str, Any]] = json.loads(index.read_text())["manifests"] if index.exists() else []
     manifests = [item for item in known if item.get("annotations", {}).get(name) != tag]
     manifests.append({**descriptor, "annotations": {name: tag}})
     index.write_text(json.dumps({"schemaVersion": 2, "manifests": manifests}))

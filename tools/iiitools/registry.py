@@ -11,7 +11,7 @@ import secrets
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +74,7 @@ class Registry:
 @contextmanager
 def run_registry(
     directory: Path, *, credentials: tuple[str, str] | None = None, tls: bool = False, port: int = 0
-) -> Iterator[Registry]:
+) -> Generator[Registry]:
     """Serve the registry whose content is in ``directory`` on loopback for the scope's time.
 
     Args:
