@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,7 +42,7 @@ from iii_core.workers.sandbox_service import open_sandboxes
 from iii_core.workers.services import WorkerServices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from iii_core.engine import Engine
     from iii_core.host import PluginHost
@@ -145,16 +145,16 @@ class EngineTunnel:
     async def watch_sandbox(self, sandbox_id: str, report: Callable[[bool], None]) -> None:
         """Report whether a worker of that sandbox is connected, now and at each change."""
         connected: bool | None = None
-        while True:
-            now = any(worker.sandbox == sandbox_id for worker in self._engine.workers)
-            if now != connected:
-                connected = now
-                report(now)
-            await self._engine.workers_changed()
+        async with aclosing(self._engine.worker_changes()) as changes:
+            async for workers in changes:
+                now = any(worker.sandbox == sandbox_id for worker in workers)
+                if now != connected:
+                    connected = now
+                    report(now)
 
 
 @asynccontextmanager
-async def open_application(project: Project, plugins: PluginHost) -> AsyncIterator[Application]:
+async def open_application(project: Project, plugins: PluginHost) -> AsyncGenerator[Application]:
     """Run a project for as long as the block lasts.
 
     Raises:
@@ -171,7 +171,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncIterat
         async with (
             open_sandboxes(plugins, lambda: open_sandbox_host(context("sandbox-host"))) as sandboxes,
             open_images(plugins, context) as images,
-            open_engine(settings, plugins=plugins) as engine,
+            open_engine(settings, plugins=plugins, context=context("engine")) as engine,
             trio.open_nursery() as supervisors,
         ):
             services = WorkerServices(images=images, sandboxes=sandboxes, engine=EngineTunnel(engine))
@@ -193,7 +193,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncIterat
 
 
 @contextmanager
-def _engine_lock(project: Project) -> Iterator[None]:
+def _engine_lock(project: Project) -> Generator[None]:
     """One engine per project: an flock that dies with its holder."""
     path = make_state_dir(project) / LOCK_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

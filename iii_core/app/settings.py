@@ -56,7 +56,7 @@ def unknown_workers(config: ProjectConfig, workers: Mapping[str, InProcessWorker
 
 
 def _listener(entry: WorkerEntry, environ: Mapping[str, str]) -> ListenerConfig:
-    settings = _convert(entry, environ, ListenerSettings)
+    settings: ListenerSettings = _checked(entry, environ, ListenerSettings)[1]
     if not 0 <= settings.port < 65536:
         raise ConfigError(f"line {entry.line}: port of {entry.name} must be within 0 and 65535, not {settings.port}")
     return ListenerConfig(
@@ -76,19 +76,20 @@ def _in_process(
     for entry in config.workers:
         record = next((r for r in workers.values() if entry.name == r.name or entry.name in r.aliases), None)
         if record is not None and not entry.managed:
-            found[record.name] = _convert(entry, environ, record.config)
+            found[record.name] = _checked(entry, environ, record.config)[0]
     return found
 
 
-def _convert(entry: WorkerEntry, environ: Mapping[str, str], kind: type[Any]) -> Any:
+def _checked(entry: WorkerEntry, environ: Mapping[str, str], kind: type[Any]) -> tuple[dict[str, Any], Any]:
+    """An entry's settings, expanded: as plain data and as its type."""
     owner = f"worker {entry.name!r} (line {entry.line})"
-    settings = expand(dict(entry.config or {}), environ, owner=owner)
+    settings: dict[str, Any] = expand(dict(entry.config or {}), environ, owner=owner)
     known = [field.encode_name for field in msgspec.structs.fields(kind)]
     for key in settings:
         if key not in known:
             raise UnknownKey(f"{owner}: unknown key {key!r} in config", hint=_suggest(key, known))
     try:
-        return msgspec.convert(settings, kind, strict=True)
+        return settings, msgspec.convert(settings, kind, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{owner}: {error}") from None
 

@@ -11,7 +11,7 @@ from iii_core.errors import PluginMissing
 from iii_core.records import RegistryResolver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from iii_core.host import PluginHost
     from iii_core.images.port import Image, ImageResolver, ProgressSink
@@ -59,7 +59,7 @@ class ImageService:
 
 
 @asynccontextmanager
-async def open_images(host: PluginHost, context: Callable[[str], OpenContext]) -> AsyncIterator[ImageService]:
+async def open_images(host: PluginHost, context: Callable[[str], OpenContext]) -> AsyncGenerator[ImageService]:
     """The image service of one program; ``context`` makes a provider's `OpenContext` from its name."""
     async with AsyncExitStack() as stack:
         yield ImageService(host, context, stack)

@@ -17,7 +17,7 @@ from iii_core.workers.plan import plan_worker
 from iii_core.workers.state import Phase, WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from iii_core.images.port import Image, Progress
@@ -108,7 +108,7 @@ class WorkerRun:
         return await self._services.images.fetch(self._spec.source, refresh=False, progress=progress)
 
     @asynccontextmanager
-    async def _sandbox(self, image: Image, backend: OpenBackend, log: RunLog) -> AsyncIterator[Agent]:
+    async def _sandbox(self, image: Image, backend: OpenBackend, log: RunLog) -> AsyncGenerator[Agent]:
         driver = backend.driver
         assert self.plan is not None
         spec = SandboxSpec(

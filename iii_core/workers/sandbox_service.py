@@ -14,7 +14,7 @@ from iii_core.workers.services import OpenBackend
 from iii_core.workers.spec import AUTO_BACKEND
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from iii_core.host import PluginHost
@@ -92,7 +92,7 @@ class SandboxService:
 @asynccontextmanager
 async def open_sandboxes(
     plugins: PluginHost, open_host: Callable[[], AbstractAsyncContextManager[SandboxHost]]
-) -> AsyncIterator[SandboxService]:
+) -> AsyncGenerator[SandboxService]:
     """The sandbox service of one engine; at the end the sandbox host ends, and with it every sandbox.
 
     ``open_host`` opens a sandbox host; it is called again after one has died.
