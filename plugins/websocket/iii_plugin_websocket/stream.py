@@ -1,0 +1,146 @@
+"""The byte stream that trio-websocket is given: the one place for what its public API cannot do.
+
+Everything below happens in a stream between the network and trio-websocket, which therefore stays unpatched:
+
+* *Replay.* The request head was read already (see `handshake`); the stream gives the canonical one first. Bytes that
+  came behind it wait until the 101 is written, because wsproto drops what arrives before.
+* *Limits.* `FrameGuard` sees every byte before wsproto does.
+* *Abort.* ``abort()`` is synchronous and wakes a blocked ``send_all``: a peer which reads nothing can be dropped.
+* *Broken sends.* A cancelled ``send_all`` may have written half a frame; every later one raises.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import trio
+
+from iii_plugin_websocket.guard import MessageTooLarge
+
+if TYPE_CHECKING:
+    from iii_plugin_websocket.guard import FrameGuard
+
+RECEIVE_SIZE = 64 * 1024
+
+_HEAD_END = b"\r\n\r\n"
+_LINGER_NOT = struct.pack("ii", 1, 0)  # close() sends RST and drops what is unsent (socket(7), SO_LINGER)
+
+
+class GuardedStream(trio.abc.Stream):
+    """Wraps a byte stream for one WebSocket connection.
+
+    Args:
+        stream: owned from here on.
+        guard: told of every frame byte received.
+        head: on the server's side, the request head to give first. Empty on the client's side, where the guard begins
+            behind the response head.
+        trailing: frame bytes that came behind the request head; given once something was sent.
+
+    Attributes:
+        aborted: whether `abort` was called (by the guard, too), so that what is still queued is void.
+        refusal: what the guard did not like.
+        until_end: a scope to enter once around a wait that is pointless when nothing more can be received.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, guard: FrameGuard, *, head: bytes = b"", trailing: bytes = b"") -> None:
+        self._stream = stream
+        self._guard = guard
+        self._head = head
+        self._trailing = trailing
+        self._response: bytearray | None = None if head else bytearray()
+        self._accepted = trio.Event()
+        self._send_scope: trio.CancelScope | None = None
+        self._broken = False
+        self._closed = False
+        self.aborted = False
+        self.refusal: str | None = None
+        self.until_end = trio.CancelScope()
+
+    @property
+    def close_seen(self) -> bool:
+        """Whether the peer began a closing handshake."""
+        return self._guard.close_seen
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """As `trio.abc.ReceiveStream.receive_some`; what was read ahead may be longer than ``max_bytes``."""
+        try:
+            if self._head:
+                await trio.lowlevel.checkpoint()
+                head, self._head = self._head, b""
+                return head
+            data = await self._read(max_bytes)
+            self._guard.feed(self._frames(data))
+        except MessageTooLarge as error:
+            self.refusal = str(error)
+            self.abort()
+            self.until_end.cancel()
+            raise trio.BrokenResourceError(self.refusal) from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.until_end.cancel()
+            raise
+        if not data:
+            self.until_end.cancel()
+        return data
+
+    async def _read(self, max_bytes: int | None) -> bytes:
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._trailing:
+            await self._accepted.wait()
+            trailing, self._trailing = self._trailing, b""
+            return trailing
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As `trio.abc.SendStream.send_all`, and ``abort`` wakes it with `trio.ClosedResourceError`."""
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier send was cancelled half-way")
+        with trio.CancelScope() as self._send_scope:
+            self._broken = True
+            await self._stream.send_all(data)
+            self._broken = False
+            self._accepted.set()
+        if self._send_scope.cancelled_caught:
+            raise trio.ClosedResourceError("the connection was dropped")
+        self._send_scope = None
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As `trio.abc.SendStream.wait_send_all_might_not_block`."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """Close the stream below; what is unsent is still sent."""
+        self._closed = True
+        await self._stream.aclose()
+
+    def abort(self) -> None:
+        """`drop`, and what was received but not taken is void."""
+        self.aborted = True
+        self.drop()
+
+    def drop(self) -> None:
+        """End the connection now: RST on TCP; elsewhere the owner must close the stream below forcefully."""
+        if self._send_scope is not None:
+            self._send_scope.cancel()
+        if self._closed:
+            return
+        self._closed = True
+        if isinstance(self._stream, trio.SocketStream):
+            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            self._stream.socket.close()
+
+    def _frames(self, data: bytes) -> bytes:
+        """The part of ``data`` that is frames: on the client's side, what stands behind the response head."""
+        if self._response is None:
+            return data
+        self._response += data
+        end = self._response.find(_HEAD_END)
+        if end < 0:
+            return b""
+        frames = bytes(self._response[end + len(_HEAD_END) :])
+        self._response = None
+        return frames
