@@ -4,7 +4,8 @@
 
     IIIError                        W900
     ├── UsageError                  W105  (exit code 2)
-    │   └── InvalidName             W100
+    │   ├── InvalidName             W100
+    │   └── InvalidValue            W106
     ├── ConsentRequired             W104
     ├── Cancelled                   W170
     ├── ConfigError                 W131
@@ -94,6 +95,13 @@ class InvalidName(UsageError):
     """A worker name that may not touch the disk (spec worker-cli §0.6)."""
 
     default_code = "W100"
+    exit_code = 1
+
+
+class InvalidValue(UsageError):
+    """A value that is not what its option takes, such as a duration without a unit."""
+
+    default_code = "W106"
     exit_code = 1
 
 

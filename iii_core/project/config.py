@@ -6,7 +6,7 @@ of one worker and not of the project.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from iii_core.errors import ConfigError, InvalidName, UnknownKey, UnsetVariable
@@ -100,8 +100,16 @@ class ProjectConfig:
 
 
 def load_config(project: Project) -> ProjectConfig:
-    """Read the project's config.yaml. Raises `ConfigIoError` (also if there is none) or `ConfigError`, with lines."""
-    return load_config_file(project.config_path)
+    """Read the project's config.yaml, and add its default workers where it has any.
+
+    Raises `ConfigIoError` (also if there is no file, and no default workers) or `ConfigError`, with lines.
+    """
+    defaults = project.default_workers
+    if defaults is None:
+        return load_config_file(project.config_path)
+    config = load_config_file(project.config_path) if project.config_path.exists() else ProjectConfig()
+    missing = [name for name in defaults if config.find(name) is None]
+    return replace(config, workers=(*config.workers, *(WorkerEntry(name=name, line=0) for name in missing)))
 
 
 def load_config_file(path: Path) -> ProjectConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from iii_core.errors import UsageError
+from iii_core.errors import InvalidValue
 
 _NANOSECOND: Final = 1
 _SECOND: Final = 1_000_000_000
@@ -33,7 +33,7 @@ _GROUP = re.compile(r"\s*([0-9]{1,18})\s*([A-Za-zµ]+)")
 def parse_duration(text: str) -> float:
     """Seconds of a duration such as ``30s``, ``1500ms``, ``1h 30m`` or ``2min5s``; ``0s`` is 0.
 
-    Raises `UsageError` for a number without a unit, an unknown unit, a sign, a fraction, or nothing at all.
+    Raises `InvalidValue` for a number without a unit, an unknown unit, a sign, a fraction, or nothing at all.
     """
     total = position = 0
     body = text.rstrip()
@@ -48,7 +48,7 @@ def parse_duration(text: str) -> float:
     return total / _SECOND
 
 
-def _invalid(text: str) -> UsageError:
-    return UsageError(
+def _invalid(text: str) -> InvalidValue:
+    return InvalidValue(
         f"{text!r} is not a duration", hint="write whole numbers with units, such as 30s, 1500ms, 5m or '1h 30m'"
     )

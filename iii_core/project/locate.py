@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,11 +28,13 @@ class Project:
         config_path: absolute path of the configuration file, which need not exist.
         home: ``$III_HOME``: things that all projects of a user share.
         environ: the environment to look things up in.
+        default_workers: engine workers that run although config.yaml, which may then be missing, does not name them.
     """
 
     config_path: Path
     home: Path
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
+    default_workers: tuple[str, ...] | None = None
 
     @property
     def root(self) -> Path:

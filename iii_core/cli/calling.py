@@ -1,0 +1,191 @@
+"""Calling a function as a short-lived worker over one of the installed transports."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+import trio
+
+from iii_core.errors import EngineError, EngineNotRunning, InvalidValue, InvocationError, PluginMissing, UsageError
+from iii_core.project.config import DEFAULT_PORT, load_config, manager_port
+from iii_core.project.locate import read_record
+from iii_core.records import OpenContext, Transport
+from iii_core.transport.port import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from iii_core.cli.state import State
+    from iii_core.project.locate import Project
+    from iii_core.transport.port import Peer
+
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+# What JSON text may hold raw, but a terminal may take for a command, or show in another order
+_CONTROL = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str = "UNKNOWN"
+    message: str = ""
+    stacktrace: str | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    type: str = ""
+    invocation_id: str | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: _Error | None = None
+
+
+def engine_url(project: Project, address: str | None, port: int | None) -> str:
+    """Where to call: the running engine's own port, else the one config.yaml names, else 49134."""
+    host = address or "127.0.0.1"
+    if port is None:
+        port = _known_port(project) if host in LOOPBACK else DEFAULT_PORT
+    return f"ws://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def payload(json_text: str | None, pairs: Sequence[str]) -> msgspec.Raw:
+    """The payload: ``json_text`` as it is, with the members of ``pairs`` set over it; ``{}`` for nothing at all.
+
+    A pair is split at its first ``=``; its value is JSON where it can be, else text.
+
+    Raises `InvalidValue` for text that is not JSON, and for a base that is no object; `UsageError` for no pair at all.
+    """
+    if json_text is not None and not _is_json(json_text):
+        raise InvalidValue("--json is not valid JSON", hint="quote it for the shell: --json '{\"a\": 1}'")
+    if not pairs:
+        return msgspec.Raw((json_text or "{}").encode())
+    members: dict[str, msgspec.Raw] = {}
+    if json_text is not None:
+        try:
+            members = msgspec.json.decode(json_text, type=dict[str, msgspec.Raw])
+        except msgspec.ValidationError:
+            raise InvalidValue("KEY=VALUE needs --json to be an object", hint="leave one of the two out") from None
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise UsageError(f"{pair!r} is not KEY=VALUE")
+        if not pair.isascii() and any("\ud800" <= letter <= "\udfff" for letter in pair):
+            raise InvalidValue(f"the value of {key!r} is not valid UTF-8")
+        members[key] = msgspec.Raw((value if _is_json(value) else text(value)).encode())
+    return msgspec.Raw(msgspec.json.encode(members))
+
+
+def text(value: str) -> str:
+    """``value`` as JSON text."""
+    return msgspec.json.encode(value).decode()
+
+
+def call(state: State, url: str, function: str, body: msgspec.Raw, timeout: float) -> msgspec.Raw | None:
+    """Call ``function`` and give its result as JSON, or None where it has none.
+
+    Raises:
+        InvocationError: the call failed; the code is the wire's.
+        EngineNotRunning: nothing answers at ``url``.
+        EngineError: no answer within ``timeout`` seconds, or the connection ended first.
+    """
+    record = _transport(state, url)
+    folder = state.project.state_dir / "state" / record.name
+    context = OpenContext(state_dir=folder, runtime_dir=folder, home=state.project.home, environ=state.project.environ)
+    return trio.run(_call, record, context, url, function, body, timeout)
+
+
+def pretty(value: msgspec.Raw) -> str:
+    """JSON over several lines; numbers keep their digits, and nothing in it moves a terminal's cursor."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", msgspec.json.format(bytes(value), indent=2).decode())
+
+
+def error_body(error: InvocationError) -> msgspec.Raw:
+    """The three keys that the original prints for a failed call."""
+    return encode({"code": error.code, "message": error.message, "stacktrace": error.stacktrace})
+
+
+def encode(value: Any) -> msgspec.Raw:
+    """As JSON."""
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def decode(value: msgspec.Raw | None) -> dict[str, Any]:
+    """An answer that should be an object; any other is an empty one."""
+    found: object = msgspec.json.decode(value) if value is not None else {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+async def _call(
+    record: Transport, context: OpenContext, url: str, function: str, body: msgspec.Raw, timeout: float
+) -> msgspec.Raw | None:
+    with trio.move_on_after(timeout):
+        async with record.open(record.config(), context) as transport:
+            try:
+                peer = await transport.connect(url)
+            except OSError as error:
+                raise not_running(url) from error
+            try:
+                return await invoke(peer, function, body)
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await peer.close()
+    raise EngineError(
+        f"no answer from {function!r} within {timeout:g} s", hint="raise --timeout-ms, or look at the worker's logs"
+    )
+
+
+async def invoke(peer: Peer, function: str, body: msgspec.Raw) -> msgspec.Raw | None:
+    """One call over an open connection; frames that have nothing to do with it are passed over.
+
+    Raises `InvocationError`, or `EngineError` where the connection ends first.
+    """
+    invocation_id = str(uuid.uuid4())
+    request = {"type": "invokefunction", "invocation_id": invocation_id, "function_id": function, "data": body}
+    try:
+        await peer.send(Message(data=msgspec.json.encode(request)))
+        while True:
+            answer = _decode_answer((await peer.receive()).data)
+            if answer.type == "error" and answer.error is not None:
+                raise InvocationError(answer.error.code, answer.error.message)
+            if answer.type == "invocationresult" and answer.invocation_id == invocation_id:
+                break
+    except (trio.BrokenResourceError, trio.EndOfChannel) as error:
+        raise EngineError(f"the engine hung up before {function!r} answered") from error
+    if answer.error is not None:
+        raise InvocationError(answer.error.code, answer.error.message, answer.error.stacktrace)
+    return None if bytes(answer.result) == b"null" else answer.result
+
+
+def not_running(where: str) -> EngineNotRunning:
+    """The error for an engine that does not answer."""
+    return EngineNotRunning(f"no engine answers at {where}", hint="start it with 'iii' in another terminal")
+
+
+def _decode_answer(frame: bytes) -> _Answer:
+    try:
+        return msgspec.json.decode(frame, type=_Answer)
+    except (msgspec.DecodeError, RecursionError):
+        return _Answer()
+
+
+def _is_json(value: str) -> bool:
+    try:
+        msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _known_port(project: Project) -> int:
+    record = read_record(project)
+    if record is not None:
+        return record.port
+    return manager_port(load_config(project), project.environ) if project.config_path.exists() else DEFAULT_PORT
+
+
+def _transport(state: State, url: str) -> Transport:
+    scheme = url.partition(":")[0]
+    for record in state.plugins.collect(Transport).values():
+        if scheme in record.schemes:
+            return record
+    raise PluginMissing(f"no installed transport connects to {scheme}: URLs", hint="install iii-plugin-websocket")

@@ -1,0 +1,99 @@
+"""The ``iii`` command: the one place where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import typer
+
+from iii_core.cli.output import leave_pipe, say, say_error
+from iii_core.cli.state import State
+from iii_core.errors import IIIError, leading_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INTERRUPTED: Final = 130  # 128 + SIGINT
+
+
+def main() -> NoReturn:
+    """Entry point of the script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line and give its exit code; never raises but for what ends an interpreter."""
+    state = State()
+    try:
+        return _run(list(argv), state)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except typer.Abort:
+        say("Aborted.")
+        return 1
+    except typer.TyperException as error:
+        return _usage(error)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        return _failure(error, state)
+
+
+def _run(argv: list[str], state: State) -> int:
+    from iii_core.cli.root import app
+
+    command = typer.main.get_command(app)
+    result = command.main(argv, prog_name="iii", standalone_mode=False, obj=state)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_pipe()
+    return result if isinstance(result, int) else 0
+
+
+def _usage(error: typer.TyperException) -> int:
+    """A command line that cannot be understood; no arguments at all get the help."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        say(error.format_message())
+    else:
+        hint = f"see '{context.command_path} --help'" if context is not None else None
+        say_error(error.format_message(), hint)
+    return error.exit_code
+
+
+def _failure(error: BaseException, state: State) -> int:
+    if state.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    leader = leading_error(error)
+    if isinstance(leader, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(leader, typer.Exit):
+        return leader.exit_code
+    if isinstance(leader, IIIError):
+        say_error(f"[{leader.code}] {leader.message}", leader.hint)
+        return leader.exit_code
+    if isinstance(leader, BrokenPipeError):
+        return _broken_pipe()
+    if isinstance(leader, OSError) and leader.errno:
+        say_error(f"[{IIIError.default_code}] {os.strerror(leader.errno)}: {leader.filename or 'no file'}")
+        return 1
+    # Not the error's own text: nobody has checked that it holds no secret.
+    say_error(
+        f"[{IIIError.default_code}] internal error ({type(leader).__name__})",
+        None if state.debug else "run 'iii --debug …' to see where",
+    )
+    return 1
+
+
+def _broken_pipe() -> int:
+    try:
+        leave_pipe()
+    except typer.Exit as leaving:
+        return leaving.exit_code

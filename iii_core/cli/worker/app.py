@@ -1,0 +1,34 @@
+"""``iii worker``: the workers of this project."""
+
+from __future__ import annotations
+
+import typer
+
+from iii_core.cli.lazy import Lazy, LazyGroup, from_module
+
+_HERE = "iii_core.cli.worker"
+
+
+class WorkerGroup(LazyGroup):
+    """Each command in a module of its own."""
+
+    lazy = {  # noqa: RUF012 - declared as a ClassVar by the base
+        "add": Lazy("Add workers to this project", from_module(f"{_HERE}.add")),
+        "list": Lazy("List the workers of this project", from_module(f"{_HERE}.list")),
+        "start": Lazy("Start a worker", from_module(f"{_HERE}.start")),
+        "stop": Lazy("Stop a worker", from_module(f"{_HERE}.stop")),
+        "restart": Lazy("Stop a worker, then start it", from_module(f"{_HERE}.restart")),
+        "status": Lazy("Show what is known of a worker", from_module(f"{_HERE}.status")),
+        "logs": Lazy("Show the output of a worker", from_module(f"{_HERE}.logs")),
+        "exec": Lazy("Run a command inside a worker", from_module(f"{_HERE}.exec")),
+        "remove": Lazy("Remove workers from this project", from_module(f"{_HERE}.remove")),
+        "reinstall": Lazy("Fetch workers again and add them anew", from_module(f"{_HERE}.reinstall")),
+    }
+
+
+app = typer.Typer(add_completion=False, cls=WorkerGroup, rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.callback()
+def worker() -> None:
+    """Add, run and inspect the workers of this project."""
