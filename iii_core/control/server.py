@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 import trio
 
-from iii_core.errors import IIIError, LinkError, UsageError, leading_error
+from iii_core.errors import IIIError, LinkClosed, LinkError, UsageError, leading_error
 from iii_core.link.mux import Closed, Role, open_mux
 
 if TYPE_CHECKING:
@@ -143,15 +143,19 @@ async def _perform(payload: bytes, stream: MuxStream, operations: Mapping[str, O
         with suppress(trio.WouldBlock):
             send.send_nowait(msgspec.json.encode({"progress": asdict(step)}))
 
+    finished = False
+    result: Any = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_send_all, receive, stream)
         if not operation.streaming:
             nursery.start_soon(_cancel_when_left, stream, nursery.cancel_scope)
         async with send:
             result = await operation.handle(Call(args=request.args, stream=stream, report=report))
+        finished = True
         nursery.cancel_scope.cancel()
-        return result
-    raise LinkError("the client left")
+    if not finished:
+        raise LinkClosed("the client left")
+    return result
 
 
 async def _send_all(receive: trio.MemoryReceiveChannel[bytes], stream: MuxStream) -> None:

@@ -182,12 +182,13 @@ class AgentProcess:
             case kind:
                 raise LinkError(f"the agent sent message {kind} out of turn")
 
-    async def _start(self, mux: Mux, spec: ProcessSpec) -> None:
+    async def start(self, mux: Mux, spec: ProcessSpec) -> None:
+        """For `Agent.spawn`."""
         self._stream = await mux.open(_encode_process(spec), on_message=self._on_message)
         try:
             await self._stream.until(lambda: self._started is not None)
         except BaseException:
-            await self._stream.close("cancelled")
+            self._stream.reset("cancelled")
             raise
         assert self._started is not None
         if self._started.kind == Kind.SPAWN_ERROR:
@@ -219,7 +220,7 @@ class Agent:
             LinkClosed: the sandbox is gone.
         """
         process = AgentProcess()
-        await process._start(self._mux, spec)
+        await process.start(self._mux, spec)
         return process
 
     async def power_off(self, grace: float) -> None:
@@ -238,7 +239,8 @@ class Agent:
         """Wait until the sandbox is gone."""
         await self._mux.wait_closed()
 
-    async def _configure(self, ports: Sequence[int], dead_man: float) -> None:
+    async def configure(self, ports: Sequence[int], dead_man: float) -> None:
+        """For `open_agent`: say what the agent is to do, and wait until it is ready."""
         fields: list[tuple[int, int]] = [(Configure.PORT, port) for port in ports]
         fields.append((Configure.DEAD_MAN_MS, round(dead_man * 1000)))
         self._control = await self._mux.open(encode(Kind.CONTROL, fields), on_message=self._on_message)
@@ -316,7 +318,7 @@ async def open_agent(
     ):
         agent = Agent(mux, tunnels, serve_tunnel)
         try:
-            await agent._configure(tunnel_ports, timeouts.dead_man)
+            await agent.configure(tunnel_ports, timeouts.dead_man)
             yield agent
         finally:
             tunnels.cancel_scope.cancel()

@@ -77,7 +77,7 @@ async def open_sandbox_host(
 
 
 def _spawn(theirs: socket.socket, environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab", opener=partial(os.open, mode=0o600)) as stderr:
+    with open(log, "ab", opener=partial(os.open, mode=0o600)) as stderr:  # noqa: PTH123 - Path.open has no opener
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "iii_core.sandbox.hostproc", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -145,9 +145,7 @@ class _Connection:
                 answer, _ = await self._messages.receive()
         except (LinkClosed, trio.TooSlowError) as error:
             self._process.kill()
-            raise SandboxHostDied(
-                "the sandbox host process did not come up", hint=f"its log is {self._log}"
-            ) from error
+            raise SandboxHostDied("the sandbox host process did not come up", hint=f"its log is {self._log}") from error
         if not isinstance(answer, Ready):
             raise LinkError(f"the sandbox host answered {type(answer).__name__} to Open")
 

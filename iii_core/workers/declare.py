@@ -65,11 +65,11 @@ def _sandbox(block: Mapping[str, Any], environ: Mapping[str, str], owner: str) -
     if unknown:
         raise UnknownKey(f"{owner}: unknown key {unknown[0]!r} in sandbox", hint=f"known: {', '.join(SANDBOX_KEYS)}")
     given: dict[str, Any] = {**dict.fromkeys(SANDBOX_KEYS), **expand(dict(block), environ, owner=owner)}
-    try:
-        for key, parse in (("cpus", parse_cpus), ("memory", parse_memory_mib)):
+    for key, parse in (("cpus", parse_cpus), ("memory", parse_memory_mib)):
+        try:
             given[key] = None if given[key] is None else parse(given[key])
-    except ValueError as error:
-        raise ConfigError(f"{owner}: {key!r} in sandbox: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{owner}: {key!r} in sandbox: {error}") from None
     if given["pids"] is not None and (type(given["pids"]) is not int or given["pids"] < 2):
         raise ConfigError(f"{owner}: 'pids' in sandbox must be a whole number of at least 2")
     if given["backend"] is not None and not isinstance(given["backend"], str):

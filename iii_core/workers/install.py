@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import trio
 
 from iii_core.errors import PluginMissing
-from iii_core.project.edit import edit_config, put_worker, remove_worker
+from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
 from iii_core.project.names import check_name
 from iii_core.workers.writable import drop_writable
@@ -74,7 +74,7 @@ async def add_worker(
     image = await images.fetch(source, refresh=force, progress=progress)
     name = check_name(image.name)
 
-    def edit(text: str) -> Any:
+    def edit(text: str) -> Edited:
         if reset_config:
             text = _without(text, name)
         return put_worker(text, _entry(name, image))
@@ -89,7 +89,11 @@ async def add_worker(
 async def remove_from_config(project: Project, name: str) -> None:
     """Take a worker out of config.yaml. Raises `WorkerNotInstalled`; downloaded artifacts stay (seed 0)."""
     check_name(name)
-    await trio.to_thread.run_sync(edit_config, project, lambda text: remove_worker(text, name))
+
+    def edit(text: str) -> Edited:
+        return remove_worker(text, name)
+
+    await trio.to_thread.run_sync(edit_config, project, edit)
 
 
 async def drop_layers(project: Project, name: str) -> None:

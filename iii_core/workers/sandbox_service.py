@@ -42,9 +42,9 @@ class SandboxService:
     async def backend(self, name: str) -> OpenBackend:
         """See `iii_core.workers.services.Sandboxes.backend`."""
         async with self._opening:
-            if self._host is None:
-                self._host = await self._nursery.start(self._keep_host)
             host = self._host
+            if host is None:
+                host = self._host = await self._nursery.start(self._keep_host)
             record = self._named(name) if name != AUTO_BACKEND else await self._strongest(host)
         return OpenBackend(record, await host.driver(record.name))
 
