@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,12 +145,11 @@ class EngineTunnel:
     async def watch_sandbox(self, sandbox_id: str, report: Callable[[bool], None]) -> None:
         """Report whether a worker of that sandbox is connected, now and at each change."""
         connected: bool | None = None
-        async with aclosing(self._engine.worker_changes()) as changes:
-            async for workers in changes:
-                now = any(worker.sandbox == sandbox_id for worker in workers)
-                if now != connected:
-                    connected = now
-                    report(now)
+        async for workers in self._engine.worker_changes():
+            now = any(worker.sandbox == sandbox_id for worker in workers)
+            if now != connected:
+                connected = now
+                report(now)
 
 
 @asynccontextmanager

@@ -1,0 +1,1 @@
+"""The wire protocol between workers and the engine: messages, their encoding, limits and error codes."""

@@ -7,7 +7,7 @@ connection is for; the transport enforces limits of size and time and hands over
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -80,13 +80,25 @@ class Peer(ABC):
     async def receive(self) -> Message:
         """The next message. Raises ``trio.EndOfChannel`` after a clean close, ``trio.BrokenResourceError`` else."""
 
+    async def send_many(self, messages: Sequence[Message]) -> None:
+        """Send messages in order. Same contract as ``send``; a transport that can should coalesce the writes."""
+        for message in messages:
+            await self.send(message)
+
+    async def receive_many(self) -> Sequence[Message]:
+        """At least one message: the next, and those that are here already without waiting. Raises like ``receive``."""
+        return (await self.receive(),)
+
     @abstractmethod
     def abort(self) -> None:
         """Drop the connection at once, without a closing handshake (clients see 1006 and reconnect). Idempotent."""
 
     @abstractmethod
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close with a closing handshake, bounded by ``Limits.close_timeout``. Idempotent."""
+        """Close with a closing handshake, bounded by ``Limits.close_timeout``. Idempotent.
+
+        Code 1005 sends a close frame without a code (spec protocol §2.3).
+        """
 
 
 Admit: TypeAlias = Callable[[ConnectionRequest], Rejection | None]

@@ -1,0 +1,294 @@
+"""The engine as a worker of itself: the ``engine::*`` functions and the two trigger types of discovery.
+
+Its functions run at once, in the step that routes the call, so that an answer always shows the state that the caller's
+earlier messages led to.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+import trio
+from msgspec import Raw
+
+from iii_core.engine import invocations
+from iii_core.engine.describe import clean, describe
+from iii_core.engine.discovery import QUERIES, Query, arguments
+from iii_core.engine.endpoint import Endpoint, WorkerRecord, now_ms
+from iii_core.engine.metrics import latest_metrics
+from iii_core.engine.router import Router, Topology
+from iii_core.engine.rows import function_row
+from iii_core.errors import InvocationError
+from iii_core.protocol import codes
+from iii_core.protocol import messages as m
+from iii_core.protocol.codec import body_of, is_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iii_core.engine.invocations import Invocation
+    from iii_core.protocol.limits import EngineLimits
+    from iii_core.protocol.messages import InvokeFunction, ToWorker
+
+    Builtin: TypeAlias = Callable[[Endpoint, Raw], Any]
+
+log = logging.getLogger(__name__)
+worker_log = logging.getLogger("iii.worker")
+
+NAME: Final = "iii-engine-functions"
+WORKERS_AVAILABLE: Final = "engine::workers-available"
+REGISTER_TRIGGER: Final = "engine::register_trigger"
+FUNCTIONS_AVAILABLE: Final = "engine::functions-available"
+COALESCE: Final = 0.1
+"""Seconds within which changes of functions become one event."""
+PROVIDER_TIMEOUT: Final = 10.0
+"""Seconds that ``engine::register_trigger`` gives a provider; silence is success (spec protocol §1.6)."""
+LOG_LEVELS: Final = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class CoreWorker(Endpoint, Topology):
+    """The engine's own worker. ``run`` must run while the engine does.
+
+    Attributes:
+        telemetry_sinks: called with worker id and frame for each telemetry frame.
+        generation: counts the changes that `changed` tells of.
+    """
+
+    trusted = True
+
+    def __init__(self, limits: EngineLimits, nursery: trio.Nursery, version: str) -> None:
+        record = WorkerRecord(id=NAME, connected_at_ms=now_ms(), name=NAME, version=version, internal=True)
+        record.runtime, record.isolation = "engine", "in-process"
+        super().__init__(record, limits)
+        self.ready = True
+        self.router = Router(limits, self)
+        self.telemetry_sinks: list[Callable[[str, bytes], None]] = []
+        self.generation = 0
+        self._nursery = nursery
+        self._changes = trio.lowlevel.ParkingLot()
+        self._bindings: dict[str, dict[str, m.RegisterTrigger]] = {WORKERS_AVAILABLE: {}, FUNCTIONS_AVAILABLE: {}}
+        self._due: set[str] = set()
+        self._dirty = trio.Event()
+        self._builtins: dict[str, Builtin] = {}
+        self._join()
+
+    async def run(self) -> None:
+        """Tell ``engine::functions-available`` of changes, coalesced. Runs until cancelled."""
+        while True:
+            await self._dirty.wait()
+            await trio.sleep(COALESCE)
+            self._dirty = trio.Event()
+            due, self._due = self._due, set()
+            bindings = self._bindings[FUNCTIONS_AVAILABLE]
+            targets = [bindings[trigger_id] for trigger_id in sorted(due) if trigger_id in bindings]
+            if targets:
+                snapshot = sorted((function_row(found) for found in self.router.functions), key=_function_id)
+                self._fire(targets, {"event": "functions_changed", "functions": snapshot})
+
+    async def changed(self, generation: int) -> int:
+        """Wait for a change after ``generation``; gives the new one."""
+        while self.generation == generation:
+            await self._changes.park()
+        await trio.lowlevel.checkpoint()
+        return self.generation
+
+    def worker_event(self, event: str, worker: Endpoint) -> None:
+        """As `Topology.worker_event`."""
+        self._notify()
+        if not worker.record.internal:
+            self._fire(list(self._bindings[WORKERS_AVAILABLE].values()), {"event": event, "worker_id": worker.id})
+
+    def functions_changed(self) -> None:
+        """As `Topology.functions_changed`. Who subscribes later is not told of this change."""
+        self._due.update(self._bindings[FUNCTIONS_AVAILABLE])
+        if self._due:
+            self._dirty.set()
+
+    def registrations_changed(self) -> None:
+        """As `Topology.registrations_changed`."""
+        self._notify()
+
+    def telemetry(self, worker: Endpoint | None, frame: bytes) -> None:
+        """Take a telemetry frame, of a worker's connection or of a separate one."""
+        if frame[:4] == b"MTRC":
+            for worker_id, metrics in latest_metrics(frame[4:], worker.id if worker else None).items():
+                found = self.router.workers.get(worker_id)
+                if found is not None and not found.trusted:
+                    found.record.latest_metrics = {**(found.record.latest_metrics or {}), **metrics}
+        for sink in self.telemetry_sinks:
+            try:
+                sink(worker.id if worker else "", frame)
+            except Exception:  # telemetry must not disturb what it watches
+                log.exception("a telemetry sink failed")
+
+    def send(self, message: ToWorker, payer: Endpoint | None) -> None:
+        """As `Endpoint.send`: keeps the bindings of its trigger types, and accepts them all."""
+        match message:
+            case m.RegisterTrigger():
+                self._bindings[message.trigger_type][message.id] = message
+                accepted = m.TriggerRegistrationResult(
+                    id=message.id, trigger_type=message.trigger_type, function_id=message.function_id
+                )
+                self.router.handle(self, accepted)
+            case m.UnregisterTrigger():
+                self._bindings[message.trigger_type or ""].pop(message.id, None)
+            case _:
+                pass
+
+    def deliver(self, message: InvokeFunction, invocation: Invocation) -> str | None:
+        """As `Endpoint.deliver`: runs the function at once."""
+        caller = invocation.caller
+        assert caller is not None, "a call is delivered while its caller makes it"
+        if message.function_id == REGISTER_TRIGGER:
+            self._register_trigger(caller, message.data, invocation)
+            return None
+        try:
+            result, error = self._builtins[message.function_id](caller, message.data), None
+            body = m.ABSENT if result is None else body_of(result)
+        except InvocationError as failure:
+            body, error = m.ABSENT, m.ErrorBody(code=failure.code, message=failure.message)
+        invocations.finish(self, invocation.id, body, error)
+        return None
+
+    def drop(self, reason: str) -> None:
+        """As `Endpoint.drop`: there is nothing to cut."""
+
+    def _join(self) -> None:
+        self.router.attach(self)
+        for function_id, (query, description) in QUERIES.items():
+            self._offer(function_id, partial(_answer, self.router, query), description)
+        self._offer("engine::workers::register", self._register_worker, "Describe the calling worker")
+        self._offer(REGISTER_TRIGGER, None, "Bind a function to events, for good")
+        self._offer("engine::unregister_trigger", self._unregister_trigger, "Remove a trigger")
+        self._offer("engine::channels::create", _no_channels, "Create a streaming channel")
+        for level in LOG_LEVELS:
+            self._offer(f"engine::log::{level}", partial(_log, level), "Write a line to the engine's log")
+        for type_id, text in (
+            (WORKERS_AVAILABLE, "A worker connected, described itself or disconnected"),
+            (FUNCTIONS_AVAILABLE, "Functions were registered or unregistered"),
+        ):
+            self.router.register_trigger_type(self, m.RegisterTriggerType(id=type_id, description=text))
+
+    def _offer(self, function_id: str, builtin: Builtin | None, description: str) -> None:
+        if builtin is not None:
+            self._builtins[function_id] = builtin
+        self.router.register_function(self, m.RegisterFunction(id=function_id, description=description), function_id)
+
+    def _notify(self) -> None:
+        self.generation += 1
+        self._changes.unpark_all()
+
+    def _fire(self, bindings: list[m.RegisterTrigger], payload: dict[str, Any]) -> None:
+        if not bindings:
+            return
+        data = body_of(payload)
+        for binding in bindings:
+            request = m.InvokeFunction(function_id=binding.function_id, data=data, metadata=binding.metadata)
+            self.router.invoke(self, request)
+
+    def _register_worker(self, caller: Endpoint, data: Raw) -> Any:
+        describe(caller.record, arguments(data))
+        caller.ready = True
+        self.worker_event("worker_metadata_updated", caller)
+        return {"success": True}
+
+    def _unregister_trigger(self, caller: Endpoint, data: Raw) -> Any:
+        del caller
+        identifier = arguments(data).get("id")
+        if not isinstance(identifier, str):
+            raise InvocationError(codes.INVALID_ARGUMENTS, "missing 'id'")
+        removed = self.router.triggers.remove(identifier)
+        if removed:
+            self._notify()
+        return {"removed": removed}
+
+    def _register_trigger(self, caller: Endpoint, data: Raw, invocation: Invocation) -> None:
+        try:
+            message = self._durable_trigger(caller, data)
+        except InvocationError as failure:
+            error = m.ErrorBody(code=failure.code, message=failure.message)
+            invocations.finish(self, invocation.id, m.ABSENT, error)
+            return
+        answered = trio.Event()
+        refusals: list[m.ErrorBody] = []
+
+        def outcome(error: m.ErrorBody | None) -> None:
+            refusals.extend([error] if error else [])
+            answered.set()
+
+        self.router.triggers.add(None, message, outcome)
+        self._notify()
+        trigger = self.router.triggers.get(message.id)
+        if trigger is not None and not trigger.active and not refusals:
+            answered.set()
+        self._nursery.start_soon(self._await_provider, message.id, invocation.id, answered, refusals)
+
+    async def _await_provider(
+        self, trigger_id: str, invocation_id: str, answered: trio.Event, refusals: list[m.ErrorBody]
+    ) -> None:
+        with trio.move_on_after(PROVIDER_TIMEOUT):
+            await answered.wait()
+        body, error = body_of({"id": trigger_id}), None
+        if refusals:
+            self.router.triggers.remove(trigger_id)
+            error = m.ErrorBody(code=codes.TRIGGER_REGISTRATION_FAILED, message=refusals[0].message)
+        invocations.finish(self, invocation_id, body, error)
+
+    def _durable_trigger(self, caller: Endpoint, data: Raw) -> m.RegisterTrigger:
+        try:
+            given = msgspec.json.decode(data if is_object(data) else b"{}", type=_TriggerArguments)
+        except msgspec.MsgspecError as error:
+            raise InvocationError(codes.INVALID_ARGUMENTS, str(error)) from error
+        denied = caller.policy.refuse_trigger_type(given.trigger_type)
+        if denied is not None:
+            raise InvocationError(codes.FORBIDDEN, denied)
+        message = m.RegisterTrigger(
+            id=str(uuid.uuid4()),
+            trigger_type=given.trigger_type,
+            function_id=caller.policy.expose(given.function_id),
+            config=m.NULL if given.config is m.ABSENT else given.config,
+            metadata=given.metadata,
+        )
+        reason = self.router.refuse_trigger(message, sum(found.owner is None for found in self.router.triggers))
+        if reason is not None:
+            raise InvocationError(codes.LIMIT_EXCEEDED, reason)
+        return message
+
+
+class _TriggerArguments(msgspec.Struct):
+    trigger_type: str
+    function_id: str
+    config: Raw = m.ABSENT
+    metadata: Raw = m.ABSENT
+
+
+def _function_id(row: dict[str, Any]) -> str:
+    return str(row["function_id"])
+
+
+def _answer(router: Router, query: Query, caller: Endpoint, data: Raw) -> Any:
+    return query(router, caller, arguments(data))
+
+
+def _no_channels(caller: Endpoint, data: Raw) -> Any:
+    del caller, data
+    raise InvocationError(codes.NOT_AVAILABLE, "this engine offers no streaming channels")
+
+
+def _log(level: str, caller: Endpoint, data: Raw) -> None:
+    given = arguments(data)
+    service = given.get("service_name")
+    name = service if isinstance(service, str) and service else caller.record.name or caller.id
+    text = given.get("message")
+    message = clean(text if isinstance(text, str) else "", 4096)
+    worker_log.log(LOG_LEVELS[level], "%s: %s", clean(name), message, extra={"iii_worker_id": caller.id})

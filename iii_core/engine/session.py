@@ -1,0 +1,178 @@
+"""One connection of a worker: a task that reads and handles frames in order, and one that writes.
+
+Ownership: the session owns its peer and its outbox; whatever ends it (a close, a loss, an eviction, a stall, the
+engine's shutdown), the router forgets the worker exactly once and the connection is dropped without a close frame,
+because old SDKs reconnect only then (spec protocol §11 #3).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from iii_core.engine.endpoint import Endpoint, WorkerRecord, now_ms
+from iii_core.engine.outbox import Outbox
+from iii_core.protocol import messages as m
+from iii_core.protocol.codec import TELEMETRY_KINDS, MalformedFrame, decode, encode
+from iii_core.transport.port import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iii_core.engine.invocations import Invocation
+    from iii_core.engine.policy import Policy
+    from iii_core.engine.router import Router
+    from iii_core.protocol.messages import FromWorker, InvokeFunction, ToWorker
+    from iii_core.transport.port import Peer
+
+log = logging.getLogger(__name__)
+
+LOG_INTERVAL: Final = 1.0
+"""Seconds between two log lines about malformed frames of one connection."""
+
+
+class Session(Endpoint):
+    """A worker connected through a transport.
+
+    Args:
+        router: what its messages act on.
+        peer: the connection, of which the session becomes the owner.
+        policy: what the worker may do.
+        telemetry: is given the telemetry frames of this worker.
+    """
+
+    def __init__(
+        self, router: Router, peer: Peer, policy: Policy, telemetry: Callable[[Endpoint, bytes], None]
+    ) -> None:
+        request = peer.request
+        record = WorkerRecord(
+            id=str(uuid.uuid4()),
+            connected_at_ms=now_ms(),
+            ip_address=request.remote,
+            sandbox=request.sandbox,
+        )
+        super().__init__(record, router.limits, policy)
+        self._router = router
+        self._peer = peer
+        self._telemetry = telemetry
+        self._outbox = Outbox(router.limits)
+        self._scope = trio.CancelScope()
+        self._malformed = 0
+        self._logged_at = float("-inf")
+
+    async def run(self) -> None:
+        """Serve the worker until its connection ends. Never raises for what the worker does."""
+        self.attached = True
+        self.send(m.WorkerRegistered(worker_id=self.id, reattach_token=self.reattach_token), None)
+        self._router.attach(self)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write, name=f"writer of {self.id}")
+                    await self._read()
+                    self._scope.cancel()
+        finally:
+            self._router.detach(self)
+            self._outbox.close()
+            self._peer.abort()
+
+    def send(self, message: ToWorker, payer: Endpoint | None) -> None:
+        """As `Endpoint.send`."""
+        if not self.attached:
+            return
+        frame = encode(message)
+        if self._outbox.has_room(len(frame)):
+            self._outbox.put(frame, payer.credit if payer else None)
+        else:
+            self.drop("it does not read its messages, and the queue for them is full")
+
+    def deliver(self, message: InvokeFunction, invocation: Invocation) -> str | None:
+        """As `Endpoint.deliver`."""
+        frame = encode(message)
+        if not self._outbox.has_room(len(frame)):
+            return f"worker {self.record.name or self.id} does not keep up: its queue is full"
+        self._outbox.put(frame, invocation.caller.credit if invocation.caller else None)
+        return None
+
+    def drop(self, reason: str) -> None:
+        """As `Endpoint.drop`."""
+        log.warning("dropping the connection of %r: %s", self, reason)
+        self._outbox.close()
+        self._peer.abort()
+        self._scope.cancel()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                batch = await self._peer.receive_many()
+            except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            for frame in batch:
+                await self._handle_frame(frame)
+                if self.credit.exhausted:
+                    await self.credit.restored()
+
+    async def _handle_frame(self, frame: Message) -> None:
+        if not frame.text and frame.data[:4] in TELEMETRY_KINDS:
+            self._telemetry(self, frame.data)
+            return
+        try:
+            message = decode(frame.data, text=frame.text)
+        except MalformedFrame as error:
+            self._log_malformed(error)
+            return
+        if message is None:
+            return
+        try:
+            await self._handle(message)
+        except Exception:  # a fault of ours must not end the worker's connection, nor other workers'
+            log.exception("could not handle a %s of %r", type(message).__name__, self)
+
+    async def _handle(self, message: FromWorker) -> None:
+        router = self._router
+        match message:
+            case m.RegisterFunction():
+                function = await self.policy.register_function(message)
+                if function is not None and self.attached:
+                    router.register_function(self, function, message.id)
+            case m.RegisterTrigger():
+                trigger = await self.policy.register_trigger(message)
+                if trigger is not None and self.attached:
+                    router.register_trigger(self, trigger)
+            case m.RegisterTriggerType():
+                trigger_type = await self.policy.register_trigger_type(message)
+                if trigger_type is not None and self.attached:
+                    router.register_trigger_type(self, trigger_type)
+            case _:
+                router.handle(self, message)
+
+    def _log_malformed(self, error: MalformedFrame) -> None:
+        self._malformed += 1
+        now = time.monotonic()
+        if now - self._logged_at >= LOG_INTERVAL:
+            log.warning("%r: %s (%d since the last line)", self, error.message, self._malformed)
+            self._logged_at = now
+            self._malformed = 0
+
+    async def _write(self) -> None:
+        limits = self._router.limits
+        try:
+            while True:
+                batch = await self._outbox.take()
+                size = sum(len(entry.frame) for entry in batch)
+                frames = [Message(data=entry.frame) for entry in batch]
+                try:
+                    with trio.fail_after(limits.stall_timeout + size / limits.stall_rate):
+                        await self._peer.send_many(frames)
+                finally:
+                    self._outbox.settle(batch)
+        except trio.TooSlowError:
+            self.drop(f"it has taken nothing for {limits.stall_timeout:g} s")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._scope.cancel()

@@ -1,0 +1,43 @@
+"""Caps that keep one worker from exhausting the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What one connection may cost. Sizes are bytes, times are seconds.
+
+    Attributes:
+        credit_messages: messages a worker may have waiting in queues (its calls on their way to callees, results on
+            their way to it) before the engine pauses reading from it.
+        credit_bytes: the same in bytes. One message may always overshoot.
+        queue_messages: messages that may wait for one worker. A call that finds the queue full fails at once.
+        queue_bytes: the same in bytes; one message of any size fits an empty queue.
+        calls_in_flight: calls of one worker without an answer yet; a further one fails with ``limit_exceeded``.
+        held_bytes: payload bytes of one worker's calls that in-process handlers are working on.
+        stall_timeout: a worker whose connection takes nothing for this long is dropped.
+        stall_rate: bytes per second that count as progress: a message of n bytes gets ``n / stall_rate`` on top.
+        functions: functions one worker may register.
+        triggers: triggers one worker may register.
+        trigger_types: trigger types one worker may register.
+        id_length: UTF-8 bytes of a function, trigger, trigger type or invocation id.
+        registration_bytes: size of the description, formats, config and metadata of one registration together.
+    """
+
+    credit_messages: int = 1024
+    credit_bytes: int = 16 * MIB
+    queue_messages: int = 65_536
+    queue_bytes: int = 128 * MIB
+    calls_in_flight: int = 65_536
+    held_bytes: int = 256 * MIB
+    stall_timeout: float = 30.0
+    stall_rate: int = 256 * 1024
+    functions: int = 10_000
+    triggers: int = 10_000
+    trigger_types: int = 1_000
+    id_length: int = 1024
+    registration_bytes: int = 1 * MIB
