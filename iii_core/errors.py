@@ -57,7 +57,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 class IIIError(Exception):
@@ -372,7 +372,14 @@ class InvocationError(IIIError):
 
 def leading_error(error: BaseException) -> BaseException:
     """The error to show for ``error``: in an exception group the first `IIIError` leaf, else the first leaf."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [leading_error(leaf) for leaf in error.exceptions]
+    leaves = list(_leaves(error))
     return next((leaf for leaf in leaves if isinstance(leaf, IIIError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        group: BaseExceptionGroup[BaseException] = error
+        for member in group.exceptions:
+            yield from _leaves(member)
+    else:
+        yield error

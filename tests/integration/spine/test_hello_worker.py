@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+
 from iiitools.workerimages import build_hello_worker
 
 if TYPE_CHECKING:
