@@ -130,7 +130,8 @@ class GuardedStream(trio.abc.Stream):
             return
         self._closed = True
         if isinstance(self._stream, trio.SocketStream):
-            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            if not self.close_seen:  # else our answer to the close frame may still be on its way
+                self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._stream.socket.close()
 
     def _frames(self, data: bytes) -> bytes:
