@@ -54,7 +54,7 @@ Library code raises these and never exits the process; the CLI maps them to an e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -377,9 +377,9 @@ def leading_error(error: BaseException) -> BaseException:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        group: BaseExceptionGroup[BaseException] = error
-        for member in group.exceptions:
-            yield from _leaves(member)
-    else:
+    if not isinstance(error, BaseExceptionGroup):
         yield error
+        return
+    members: tuple[BaseException, ...] = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    for member in members:
+        yield from _leaves(member)
