@@ -1,282 +1,256 @@
-"""The host's side of the guest agent: processes in a sandbox, and its connections to the engine.
+"""The host's side of the agent protocol: processes and tunnels in one sandbox (``docs/protocol/agent.md``).
 
-Speaks ``docs/protocol/agent.md`` over the framed link. Every byte that comes from the guest is hostile: sizes are
-bounded by the link's credit, and a guest that breaks a rule loses the link, which ends its sandbox.
+::
+
+    async with open_agent(stream, tunnel_ports=[49134], serve_tunnel=serve) as agent:
+        process = await agent.spawn(ProcessSpec(argv=["echo", "hi"], env={}))
+        while (output := await process.receive_output()) is not None:
+            channel, data = output
+        status = await process.wait()
+        await agent.power_off(grace=2)
+
+The link belongs to `open_agent`; processes and tunnels belong to the `Agent`. A reader that is slow with one process's
+output stalls that process and nobody else. Every byte of the guest is hostile: what breaks the protocol ends the link
+with `LinkError`, for all of them.
 """
 
 from __future__ import annotations
 
-import signal as signals
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from typing import Final
 
 import trio
 
-from iii_core.errors import BootTimeout, LinkClosed, LinkError, ProcessSpawnError
+from iii_core.errors import BootFailed, BootTimeout, LinkClosed, LinkError, ProcessSpawnError
 from iii_core.link.handshake import shake_hands
 from iii_core.link.limits import LinkLimits
-from iii_core.link.mux import Closed, Data, Eof, Mux, MuxStream, Role, open_mux
-from iii_core.sandbox.agent_wire import VERSION, Configure, Fields, Kind, Process, Tag, encode
-from iii_core.sandbox.tunnel import TunnelStream
+from iii_core.link.mux import Closed, Data, Eof, Message, Mux, MuxStream, Role, open_mux
+from iii_core.link.nursery import open_service_nursery
+from iii_core.sandbox import agent_wire as wire
+from iii_core.sandbox.agent_tunnel import TunnelStream
+from iii_core.sandbox.agent_wire import (
+    Connection,
+    ExitStatus,
+    ProcessSpec,
+    Ready,
+    SpawnFailure,
+    Started,
+    TerminalSize,
+)
 
-__all__ = ["Agent", "AgentProcess", "AgentTimeouts", "ExitStatus", "ProcessSpec", "TerminalSize", "open_agent"]
-
-ServeTunnel: TypeAlias = Callable[[trio.abc.Stream], Awaitable[None]]
+__all__ = [
+    "Agent",
+    "AgentProcess",
+    "AgentTimeouts",
+    "ExitStatus",
+    "ProcessSpec",
+    "TerminalSize",
+    "open_agent",
+]
 
 STDIN: Final = 0
-OUTPUT_CHANNELS: Final = frozenset({1, 2})
-MAX_TUNNELS: Final = 200
+STDOUT: Final = 1
+STDERR: Final = 2
+ServeTunnel = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentTimeouts:
-    """Seconds. ``hello``: until a booting sandbox's agent answers; ``dead_man``: silence that ends both sides."""
-
-    hello: float = 30.0
-    ping: float = 5.0
-    dead_man: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class TerminalSize:
-    """In characters, 1 … 65535 each."""
-
-    rows: int
-    cols: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessSpec:
-    """What to run in a sandbox.
+    """In seconds.
 
     Attributes:
-        argv: program and arguments; the program is searched in ``env``'s PATH (``execvpe``), no shell.
-        env: the whole environment.
-        cwd: must exist; None is ``/workspace``.
-        tty: give it a terminal of that size.
-        uid, gid, groups: ids inside the sandbox; None is the agent's own.
-        linger: seconds that the exit waits for the rest of the process group after its leader has ended.
-        stdin: whether it gets a standard input (else ``/dev/null``).
+        boot: from `open_agent` until the agent is configured.
+        ping: how often the agent is asked for a sign of life.
+        silence: the link is given up when nothing came for so long.
+        dead_man: the agent powers the sandbox off when it heard nothing for so long; 0 for never.
+        spawn: how long starting a program may take inside.
     """
 
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(repr=False)
-    cwd: str | None = None
-    tty: TerminalSize | None = None
-    uid: int | None = None
-    gid: int | None = None
-    groups: tuple[int, ...] = ()
-    linger: float = 0.0
-    stdin: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How a process ended: ``code`` (0 … 255), or ``signal`` if one killed it."""
-
-    code: int
-    signal: int | None = None
-
-    def as_shell(self) -> int:
-        """What a shell would report: the code, or 128 + the signal."""
-        return self.code if self.signal is None else 128 + self.signal
-
-    def __str__(self) -> str:
-        if self.signal is None:
-            return f"exit {self.code}"
-        known = {member.value: member.name for member in signals.Signals}
-        return f"signal {self.signal}" + (f" ({known[self.signal]})" if self.signal in known else "")
+    boot: float = 30.0
+    ping: float = 5.0
+    silence: float = 30.0
+    dead_man: float = 30.0
+    spawn: float = 30.0
 
 
 class AgentProcess:
-    """A process in a sandbox. From `Agent.spawn`.
+    """A program that was started in a sandbox. Obtained from `Agent.spawn`.
 
-    One task may read output while others send; everything raises `LinkClosed` when the sandbox is gone. A slow reader
-    stalls this process and nothing else.
+    One task may send, another receive; `wait`, `signal`, `resize` and `kill` may be called from any. All are
+    checkpoints. All raise `LinkError` when the link has ended and the process is not known to have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mux: Mux) -> None:
+        self._mux = mux
         self._stream: MuxStream | None = None
-        self._started: Fields | None = None
-        self._exit: ExitStatus | None = None
-        self._open_channels = set(OUTPUT_CHANNELS)
+        self._started: Started | None = None
+        self._failure: SpawnFailure | None = None
+        self._status: ExitStatus | None = None
 
     @property
     def pid(self) -> int:
-        """The process id inside the sandbox."""
+        """Its process id inside the sandbox."""
         assert self._started is not None
-        return self._started.required(Tag.PID)
+        return self._started.pid
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """How it ended, if it has."""
+        return self._status
 
     async def send_stdin(self, data: bytes) -> None:
-        """Send input; waits for room. Data for a process that has closed its stdin, or ended, is dropped."""
+        """Send input; waits while the process does not read. What an ended process no longer reads is dropped.
+
+        When cancelled, a part may have been sent. Raises ``trio.ClosedResourceError`` after `close_stdin` and `kill`.
+        """
         try:
-            await self._opened.send_data(STDIN, data)
+            await self._open_stream.send_data(STDIN, data)
         except LinkClosed:
-            if self._exit is None:
+            if self._status is None:
                 raise
 
     async def close_stdin(self) -> None:
-        """Say that there is no more input. Idempotent."""
+        """End of input; on a terminal the end-of-file character is typed. Idempotent."""
         try:
-            await self._opened.send_eof(STDIN)
+            await self._open_stream.send_eof(STDIN)
         except LinkClosed:
-            if self._exit is None:
+            if self._status is None:
                 raise
 
     async def receive_output(self) -> tuple[int, bytes] | None:
-        """The next output as (1 for stdout or 2 for stderr, bytes); None once all output has come."""
-        while True:
-            match await self._opened.receive():
-                case Data(channel=channel, data=data) if channel in OUTPUT_CHANNELS:
-                    return channel, data
-                case Eof(channel=channel):
-                    self._open_channels.discard(channel)
-                case Closed():
-                    return None
-                case other:
-                    raise LinkError(f"the agent sent {type(other).__name__} on a process stream")
+        """The next piece of output as (channel, bytes): 1 is stdout or the terminal, 2 stderr. None at the end.
 
-    async def wait(self) -> ExitStatus:
-        """Wait until it has ended. Output must be read meanwhile, or a talkative process never ends."""
-        await self._opened.until(lambda: self._exit is not None)
-        assert self._exit is not None
-        return self._exit
+        All that the process wrote before it ended comes before None. After `kill` there is only None. Nothing is lost
+        when this is cancelled.
+        """
+        while True:
+            try:
+                item = await self._open_stream.receive()
+            except trio.ClosedResourceError:
+                return None
+            match item:
+                case Data(channel=channel, data=data) if channel in (STDOUT, STDERR):
+                    return channel, data
+                case Eof(channel=channel) if channel in (STDOUT, STDERR):
+                    pass
+                case Closed() if self._status is not None:
+                    return None
+                case _:
+                    self._mux.fail(LinkError(f"the guest agent sent {type(item).__name__} out of order on a process"))
+                    self._mux.check()
 
     async def signal(self, number: int) -> None:
-        """Send a signal (1 … 64) to its process group; nothing happens once it has ended."""
-        await self._tell(encode(Kind.SIGNAL, [(Tag.SIGNAL, number)]))
+        """Send a signal to its process group. Does nothing once it has ended."""
+        if self._status is None:
+            await self._send(wire.encode_signal(number))
+        else:
+            await trio.lowlevel.checkpoint()
 
     async def resize(self, size: TerminalSize) -> None:
-        """Change the size of its terminal."""
-        await self._tell(encode(Kind.RESIZE, [(Process.ROWS, size.rows), (Process.COLS, size.cols)]))
+        """Change the size of its terminal, which sends it SIGWINCH. Does nothing without a terminal."""
+        await self._send(wire.encode_resize(size))
+
+    async def wait(self) -> ExitStatus:
+        """Wait until it has ended, and (with ``linger``) its process group too.
+
+        The end is reported once its output was taken, or waits here within the window of 128 KiB: a process whose
+        output nobody receives may never end, as with a pipe.
+        """
+        await self._open_stream.until(lambda: self._status is not None)
+        assert self._status is not None
+        return self._status
 
     async def kill(self) -> None:
-        """Kill its process group and forget the process. Idempotent; done even if cancelled."""
-        await self._opened.close("killed")
+        """SIGKILL to its process group, and drop its output. `wait` then gives the status. Idempotent.
+
+        To keep the output up to the end, ``signal(9)`` instead and go on receiving. Done even if cancelled.
+        """
+        await self._open_stream.close("kill")
 
     @property
-    def _opened(self) -> MuxStream:
+    def _open_stream(self) -> MuxStream:
         assert self._stream is not None
         return self._stream
 
-    async def _tell(self, payload: bytes) -> None:
-        if self._exit is not None:
-            await trio.lowlevel.checkpoint()
-            return
+    async def _send(self, message: bytes) -> None:
         try:
-            await self._opened.send_message(payload)
+            await self._open_stream.send_message(message)
         except (LinkClosed, trio.ClosedResourceError):
-            if self._exit is None:
+            if self._status is None and not self._open_stream.is_closed:
                 raise
 
-    def _on_message(self, payload: bytes) -> None:
-        fields = Fields(payload)
-        match fields.kind:
-            case Kind.STARTED | Kind.SPAWN_ERROR if self._started is None:
-                self._started = fields
-            case Kind.EXIT if self._started is not None and self._exit is None:
-                number = fields.number(Tag.SIGNAL)
-                self._exit = ExitStatus(0, number) if number is not None else ExitStatus(fields.required(Tag.CODE))
-            case kind:
-                raise LinkError(f"the agent sent message {kind} out of turn")
+    def on_message(self, payload: bytes) -> None:
+        """For `Agent`: a message of this process's stream. Raises `LinkError` for one that must not come now."""
+        message = wire.decode_process_message(payload)
+        match message:
+            case Started() if self._started is None and self._failure is None:
+                self._started = message
+            case SpawnFailure() if self._started is None and self._failure is None:
+                self._failure = message
+            case ExitStatus() if self._started is not None and self._status is None:
+                self._status = message
+            case _:
+                raise LinkError(f"the guest agent sent {type(message).__name__} out of order")
 
-    async def start(self, mux: Mux, spec: ProcessSpec) -> None:
-        """For `Agent.spawn`."""
-        self._stream = await mux.open(_encode_process(spec), on_message=self._on_message)
+    async def begin(self, spec: ProcessSpec, timeout: float) -> None:
+        """For `Agent`: open the stream and wait for what comes of it."""
+        stream = self._stream = await self._mux.open(wire.encode_process(spec), on_message=self.on_message)
         try:
-            await self._stream.until(lambda: self._started is not None)
+            with trio.move_on_after(timeout) as scope:
+                await stream.until(lambda: self._started is not None or self._failure is not None)
+            if scope.cancelled_caught and self._started is None:
+                raise ProcessSpawnError(
+                    f"starting {spec.argv[0]!r} in the sandbox took longer than {timeout} s",
+                    hint="is the sandbox short of memory or CPU?",
+                    details={"errno": 110},
+                )
         except BaseException:
-            self._stream.reset("cancelled")
+            stream.reset("spawn given up")
             raise
-        assert self._started is not None
-        if self._started.kind == Kind.SPAWN_ERROR:
-            await self._stream.close()
-            raise _spawn_error(spec, self._started)
+        if self._failure is not None:
+            raise _spawn_error(spec, self._failure)
 
 
 class Agent:
-    """The agent of one sandbox. From `open_agent`; for any number of tasks."""
+    """The guest agent of one running sandbox. Obtained from `open_agent`; methods may be called concurrently."""
 
-    def __init__(self, mux: Mux, nursery: trio.Nursery, serve_tunnel: ServeTunnel) -> None:
+    def __init__(self, mux: Mux, control: MuxStream, ready: Ready, timeouts: AgentTimeouts) -> None:
         self._mux = mux
-        self._nursery = nursery
-        self._serve_tunnel = serve_tunnel
-        self._control: MuxStream | None = None
-        self._ready: Fields | None = None
-        self._tunnels = 0
-
-    @property
-    def listen_errors(self) -> list[str]:
-        """What the agent could not listen on, in words."""
-        return self._ready.texts(Tag.LISTEN_ERROR) if self._ready else []
+        self._control = control
+        self._timeouts = timeouts
+        self.ready = ready
 
     async def spawn(self, spec: ProcessSpec) -> AgentProcess:
-        """Start a process. When cancelled, it was not started or is killed.
+        """Start a program; returns once it runs.
 
-        Raises:
-            ProcessSpawnError: ``details["errno"]`` says why (ENOENT, EACCES, …).
-            LinkClosed: the sandbox is gone.
+        Raises `ProcessSpawnError` (``details["errno"]``), `UsageError` for a spec that cannot be sent, `LinkError`.
+        When cancelled, the program is killed if it was started.
         """
-        process = AgentProcess()
-        await process.start(self._mux, spec)
+        process = AgentProcess(self._mux)
+        await process.begin(spec, self._timeouts.spawn)
         return process
 
     async def power_off(self, grace: float) -> None:
-        """Ask everything in the sandbox to end, kill what is left after ``grace`` seconds; returns when it is gone.
+        """Ask for the sandbox's end, and wait until the link is gone: SIGTERM, ``grace`` seconds, SIGKILL.
 
-        Waits for the link to end, without a bound of its own.
+        Put a timeout around it; the backend kills what does not go. Does nothing if the link is gone already.
         """
-        assert self._control is not None
         try:
-            await self._control.send_message(encode(Kind.POWER_OFF, [(Tag.GRACE_MS, round(grace * 1000))]))
-        except (LinkError, trio.ClosedResourceError):
+            await self._control.send_message(wire.encode_power_off(grace))
+        except LinkError:
             return
         await self._mux.wait_closed()
 
     async def wait_closed(self) -> None:
-        """Wait until the sandbox is gone."""
+        """Wait until the link has ended, whyever. `check` tells."""
         await self._mux.wait_closed()
 
-    async def configure(self, ports: Sequence[int], dead_man: float) -> None:
-        """For `open_agent`: say what the agent is to do, and wait until it is ready."""
-        fields: list[tuple[int, int]] = [(Configure.PORT, port) for port in ports]
-        fields.append((Configure.DEAD_MAN_MS, round(dead_man * 1000)))
-        self._control = await self._mux.open(encode(Kind.CONTROL, fields), on_message=self._on_message)
-        await self._control.until(lambda: self._ready is not None)
-        assert self._ready is not None
-        version = self._ready.required(Tag.VERSION)
-        if version != VERSION:
-            raise LinkError(
-                f"the guest agent speaks version {version} of its protocol, this engine {VERSION}",
-                hint="install guest and core of the same release",
-            )
-
-    def _on_message(self, payload: bytes) -> None:
-        fields = Fields(payload)
-        match fields.kind:
-            case Kind.READY if self._ready is None:
-                self._ready = fields
-            case Kind.CONNECTION:
-                self._accept(fields.required(Tag.CONNECTION_ID))
-            case kind:
-                raise LinkError(f"the agent sent message {kind} out of turn")
-
-    def _accept(self, connection: int) -> None:
-        if self._tunnels < MAX_TUNNELS:  # else it stays unclaimed, and the agent closes it
-            self._tunnels += 1
-            self._nursery.start_soon(self._tunnel, connection)
-
-    async def _tunnel(self, connection: int) -> None:
-        try:
-            opened = await self._mux.open(encode(Kind.TUNNEL, [(Tag.CONNECTION_ID, connection)]))
-            async with TunnelStream(opened) as stream:
-                await self._serve_tunnel(stream)
-        except LinkError:
-            return  # the link says itself why it ended, to whoever waits for it
-        finally:
-            self._tunnels -= 1
+    def check(self) -> None:
+        """Raise the `LinkError` that ended the link, if it has ended."""
+        self._mux.check()
 
 
 @asynccontextmanager
@@ -285,65 +259,107 @@ async def open_agent(
     *,
     tunnel_ports: Sequence[int],
     serve_tunnel: ServeTunnel,
+    hostname: str | None = None,
     timeouts: AgentTimeouts | None = None,
+    resync: bool = False,
 ) -> AsyncGenerator[Agent]:
-    """Talk to the agent at the other end of ``stream``, which belongs to this from now on.
+    """Talk to the agent at the other end of ``stream``, which is closed at the end; processes are killed by that.
 
     Args:
-        stream: the link of a sandbox that was just started; its agent may still be booting.
-        tunnel_ports: where the agent listens inside, at 127.0.0.1 and ::1.
-        serve_tunnel: runs in a task of its own for each connection made to such a port, with its byte stream.
+        stream: the link that a sandbox backend gave.
+        tunnel_ports: ports that the agent listens on inside, at 127.0.0.1 and ::1.
+        serve_tunnel: called in a task of its own with each connection made there (a ``HalfCloseableStream``), closed
+            when it returns. ``BrokenResourceError``, ``ClosedResourceError`` and `LinkError` out of it are taken as the
+            connection's end, anything else ends this scope.
+        hostname: set it inside.
+        timeouts: how long to wait for what.
+        resync: the stream has served another connection before (it is a port of a virtual machine).
 
     Raises:
-        BootTimeout: no answer in time.
-        LinkClosed: the sandbox ended first.
-        LinkError: whoever answered is not an agent this host can talk to.
+        BootTimeout: no agent answers in time.
+        BootFailed: the agent cannot listen on one of the ports.
+        LinkClosed: the stream ended first.
+        LinkError: what answers is no agent, or of another version.
+
+    When the link ends later the body is not disturbed: whatever it calls next raises `LinkError`.
     """
     timeouts = timeouts or AgentTimeouts()
-    limits = LinkLimits(ping_interval=timeouts.ping, dead_after=timeouts.dead_man)
-    handshake = None
+    limits = LinkLimits(ping_interval=timeouts.ping, dead_after=timeouts.silence, max_message=64 << 10)
+    deadline = trio.current_time() + timeouts.boot
     try:
-        with trio.move_on_after(timeouts.hello):
-            handshake = await shake_hands(stream, role=Role.INITIATOR, limits=limits)
-    finally:
-        if handshake is None:
-            await trio.aclose_forcefully(stream)
-    if handshake is None:
-        raise BootTimeout(
-            f"the sandbox's agent did not answer within {timeouts.hello:g} s", hint="see the worker's console log"
-        )
+        with trio.fail_at(deadline):
+            handshake = await shake_hands(stream, role=Role.INITIATOR, limits=limits, resync=resync)
+    except BaseException as error:
+        await trio.aclose_forcefully(stream)
+        if isinstance(error, trio.TooSlowError):
+            raise _boot_timeout(timeouts) from None
+        raise
     async with (
         open_mux(stream, role=Role.INITIATOR, limits=limits, handshake=handshake) as mux,
-        trio.open_nursery() as tunnels,
+        open_service_nursery() as nursery,
     ):
-        agent = Agent(mux, tunnels, serve_tunnel)
+        control = await mux.open(
+            wire.encode_configure(ports=tunnel_ports, dead_man=timeouts.dead_man, hostname=hostname)
+        )
         try:
-            await agent.configure(tunnel_ports, timeouts.dead_man)
-            yield agent
-        finally:
-            tunnels.cancel_scope.cancel()
+            with trio.fail_at(deadline):
+                ready = await _receive_ready(control)
+        except trio.TooSlowError:
+            raise _boot_timeout(timeouts) from None
+        nursery.start_soon(_serve_control, control, mux, serve_tunnel)
+        yield Agent(mux, control, ready, timeouts)
 
 
-def _encode_process(spec: ProcessSpec) -> bytes:
-    fields: list[tuple[int, int | str]] = [(Process.ARG, argument) for argument in spec.argv]
-    fields += [(Process.ENV, f"{key}={value}") for key, value in spec.env.items()]
-    optional = {
-        Process.CWD: spec.cwd,
-        Process.ROWS: spec.tty.rows if spec.tty else None,
-        Process.COLS: spec.tty.cols if spec.tty else None,
-        Process.UID: spec.uid,
-        Process.GID: spec.gid,
-    }
-    fields += [(tag, value) for tag, value in optional.items() if value is not None]
-    fields += [(Process.GROUP, group) for group in spec.groups]
-    fields += [(Process.LINGER_MS, round(spec.linger * 1000)), (Process.STDIN, int(spec.stdin))]
-    return encode(Kind.PROCESS, fields)
+async def _receive_ready(control: MuxStream) -> Ready:
+    match await control.receive():
+        case Message(payload=payload) if isinstance(ready := wire.decode_control_message(payload), Ready):
+            pass
+        case Closed(reason=reason):
+            raise LinkError(f"the guest agent refused its configuration: {reason!r}")
+        case _:
+            raise LinkError("the guest agent did not say READY first")
+    if ready.version != wire.VERSION:
+        raise LinkError(
+            f"the guest agent speaks version {ready.version} of its protocol, this side speaks {wire.VERSION}",
+            hint="install iii-core and iii-sandbox-guest of the same release",
+        )
+    if ready.listen_errors:
+        raise BootFailed(
+            f"the guest agent cannot listen inside the sandbox: {'; '.join(ready.listen_errors)}",
+            hint="does the sandbox have a network of its own?",
+        )
+    return ready
 
 
-def _spawn_error(spec: ProcessSpec, fields: Fields) -> ProcessSpawnError:
-    text = " ".join(fields.texts(Tag.TEXT)) or "unknown reason"
+async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel) -> None:
+    """Open a tunnel for each connection that the agent announces, until the link ends."""
+    async with trio.open_nursery() as tunnels:
+        try:
+            while not isinstance(item := await control.receive(), Closed):
+                message = wire.decode_control_message(item.payload) if isinstance(item, Message) else None
+                if isinstance(message, Connection):
+                    tunnels.start_soon(_serve_connection, mux, message, serve_tunnel)
+        except LinkError as error:
+            mux.fail(error)
+
+
+async def _serve_connection(mux: Mux, connection: Connection, serve_tunnel: ServeTunnel) -> None:
+    try:
+        async with TunnelStream(await mux.open(wire.encode_tunnel(connection.id)), connection.port) as tunnel:
+            await serve_tunnel(tunnel)
+    except* (LinkError, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+def _boot_timeout(timeouts: AgentTimeouts) -> BootTimeout:
+    return BootTimeout(
+        f"the guest agent did not answer within {timeouts.boot} s",
+        hint="the sandbox's console has what it said while booting",
+    )
+
+
+def _spawn_error(spec: ProcessSpec, failure: SpawnFailure) -> ProcessSpawnError:
     return ProcessSpawnError(
-        f"cannot start {spec.argv[0]!r} in the sandbox: {text}",
-        hint="check the program's path, its permissions and the working directory",
-        details={"errno": fields.number(Tag.ERRNO)},
+        f"cannot start {spec.argv[0]!r} in the sandbox: {failure.text or os.strerror(failure.errno)}",
+        details={"errno": failure.errno},
     )

@@ -1,22 +1,26 @@
-"""The payloads of the agent protocol: kinds, tags and their TLV coding (``docs/protocol/agent.md``). Pure."""
+"""The payloads of the agent protocol: TLV to and from Python values, without I/O (``docs/protocol/agent.md``).
+
+What comes from a guest is hostile: whatever is malformed, or not expected at all, is a `LinkError`.
+"""
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+import enum
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
-from iii_core.errors import LinkError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from iii_core.errors import LinkError, UsageError
 
 VERSION: Final = 1
-_HEADER: Final = 6
-_MUST_UNDERSTAND: Final = 0x8000
+MAX_TEXT: Final = 1024
+_FIELD: Final = struct.Struct("<HI")
+_NUMBER: Final = struct.Struct("<Q")
 
 
-class Kind(IntEnum):
-    """First byte of every payload: what a stream is, or what a message says."""
+class Kind(enum.IntEnum):
+    """The first byte of a payload: of `OPEN` (1 …) or of a message (16 …)."""
 
     CONTROL = 1
     PROCESS = 2
@@ -31,17 +35,12 @@ class Kind(IntEnum):
     POWER_OFF = 34
 
 
-class Configure(IntEnum):
-    """Tags of the payload that opens the control stream."""
+class Tag(enum.IntEnum):
+    """Tags of fields; those below 16 mean different things in different kinds of `OPEN`."""
 
     PORT = 1
     HOSTNAME = 2
     DEAD_MAN_MS = 3
-
-
-class Process(IntEnum):
-    """Tags of the payload that opens a process stream."""
-
     ARG = 1
     ENV = 2
     CWD = 3
@@ -52,11 +51,6 @@ class Process(IntEnum):
     GROUP = 8
     LINGER_MS = 9
     STDIN = 10
-
-
-class Tag(IntEnum):
-    """Tags of messages."""
-
     VERSION = 16
     FEATURES = 17
     PID = 18
@@ -69,59 +63,258 @@ class Tag(IntEnum):
     SIGNAL = 25
 
 
-def encode(kind: Kind, fields: Iterable[tuple[int, int | str | bytes]] = ()) -> bytes:
-    """A payload of ``kind``; integers become u64, text UTF-8 (surrogate escapes keep foreign bytes)."""
+Field: TypeAlias = tuple[Tag, int | str | bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalSize:
+    """In characters, 1 … 65535."""
+
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """A program to start in a sandbox.
+
+    Attributes:
+        argv: a first item without a slash is searched for in the ``PATH`` of ``env``.
+        env: the whole environment; nothing is inherited. Names without ``=``; nothing holds a NUL.
+        cwd: the working directory, which must exist; None for ``/workspace``.
+        tty: give it a terminal of that size. stdin, stdout and stderr are then one, as channel 1.
+        uid, gid, groups: whom it runs as; None for the agent's own user or group.
+        linger: seconds that the end of the process waits for the rest of its process group.
+        stdin: whether it is given input; a terminal always is. Else it reads ``/dev/null``.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str | None = None
+    tty: TerminalSize | None = None
+    uid: int | None = None
+    gid: int | None = None
+    groups: Sequence[int] = ()
+    linger: float = 0.0
+    stdin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: with an exit code (0 … 255), or by a signal, and then ``code`` is 0."""
+
+    code: int
+    signal: int | None = None
+
+    def as_shell(self) -> int:
+        """As a shell reports it: the code, or 128 + signal."""
+        return self.code if self.signal is None else 128 + self.signal
+
+    def __str__(self) -> str:
+        return f"exit {self.code}" if self.signal is None else f"signal {self.signal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The program runs; ``pid`` is inside the sandbox."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailure:
+    """The program could not be started; ``text`` is the guest's, with control characters escaped."""
+
+    errno: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The agent is configured. ``listen_errors`` are the guest's words, escaped."""
+
+    version: int
+    features: int
+    pid: int
+    listen_errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Somebody inside connected to ``port``; claim it by its ``id``."""
+
+    id: int
+    port: int
+
+
+# --- encoding ---
+
+
+def encode(kind: Kind, fields: Iterable[Field] = ()) -> bytes:
+    """A payload. Numbers are u64, text is UTF-8 (undecodable bytes of the host's come out as they were)."""
     parts = [bytes([kind])]
     for tag, value in fields:
-        raw = value.to_bytes(8, "little") if isinstance(value, int) else value
-        raw = raw.encode("utf-8", "surrogateescape") if isinstance(raw, str) else raw
-        parts += [tag.to_bytes(2, "little"), len(raw).to_bytes(4, "little"), raw]
+        match value:
+            case int():
+                data = _NUMBER.pack(value)
+            case str():
+                data = value.encode(errors="surrogateescape")
+            case _:
+                data = value
+        parts += [_FIELD.pack(tag, len(data)), data]
     return b"".join(parts)
 
 
-class Fields:
-    """The fields of a payload that a guest sent; hostile until read."""
+def encode_configure(*, ports: Sequence[int], dead_man: float, hostname: str | None = None) -> bytes:
+    """`OPEN` of the control stream; ``dead_man`` in seconds, 0 for never."""
+    fields: list[Field] = [(Tag.PORT, port) for port in ports]
+    fields.append((Tag.DEAD_MAN_MS, _milliseconds(dead_man)))
+    if hostname is not None:
+        fields.append((Tag.HOSTNAME, hostname))
+    return encode(Kind.CONTROL, fields)
+
+
+def encode_process(spec: ProcessSpec) -> bytes:
+    """`OPEN` of a process. Raises `UsageError` for a spec that no guest could carry out."""
+    if not spec.argv:
+        raise UsageError("no program to start: argv is empty")
+    fields: list[Field] = [(Tag.ARG, _text("argument", arg)) for arg in spec.argv]
+    for name, value in spec.env.items():
+        if not name or "=" in name:
+            raise UsageError(f"{name!r} is no name of an environment variable")
+        fields.append((Tag.ENV, f"{_text('name of an environment variable', name)}={_text(f'value of {name}', value)}"))
+    if spec.cwd is not None:
+        fields.append((Tag.CWD, _text("working directory", spec.cwd)))
+    if spec.tty is not None:
+        fields += _size(spec.tty)
+    fields += [(Tag.UID, spec.uid)] if spec.uid is not None else []
+    fields += [(Tag.GID, spec.gid)] if spec.gid is not None else []
+    fields += [(Tag.GROUP, group) for group in spec.groups]
+    if any(not 0 <= number < 2**32 - 1 for number in (spec.uid or 0, spec.gid or 0, *spec.groups)):
+        raise UsageError("user and group ids are numbers from 0 to 4294967294")
+    fields.append((Tag.LINGER_MS, _milliseconds(spec.linger)))
+    fields.append((Tag.STDIN, int(spec.stdin)))
+    return encode(Kind.PROCESS, fields)
+
+
+def encode_resize(size: TerminalSize) -> bytes:
+    """A message to a process."""
+    return encode(Kind.RESIZE, _size(size))
+
+
+def encode_signal(number: int) -> bytes:
+    """A message to a process."""
+    if not 1 <= number <= 64:
+        raise UsageError(f"there is no signal {number}")
+    return encode(Kind.SIGNAL, [(Tag.SIGNAL, number)])
+
+
+def encode_power_off(grace: float) -> bytes:
+    """A message on the control stream."""
+    return encode(Kind.POWER_OFF, [(Tag.GRACE_MS, _milliseconds(grace))])
+
+
+def encode_tunnel(connection_id: int) -> bytes:
+    """`OPEN` of a tunnel."""
+    return encode(Kind.TUNNEL, [(Tag.CONNECTION_ID, connection_id)])
+
+
+def _size(size: TerminalSize) -> list[Field]:
+    if not (1 <= size.rows <= 65535 and 1 <= size.cols <= 65535):
+        raise UsageError(f"a terminal cannot have {size.rows} rows and {size.cols} columns")
+    return [(Tag.ROWS, size.rows), (Tag.COLS, size.cols)]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, min(2**31 - 1, round(seconds * 1000)))
+
+
+def _text(what: str, value: str) -> str:
+    if "\0" in value:
+        raise UsageError(f"the {what} holds a NUL character")
+    return value
+
+
+# --- decoding ---
+
+
+def decode_process_message(payload: bytes) -> Started | SpawnFailure | ExitStatus:
+    """A message of a process. Raises `LinkError`."""
+    fields = _Fields(payload)
+    match fields.kind:
+        case Kind.STARTED:
+            return Started(fields.number(Tag.PID, 1, 2**31 - 1))
+        case Kind.SPAWN_ERROR:
+            return SpawnFailure(fields.number(Tag.ERRNO, 1, 4095), fields.text(Tag.TEXT))
+        case Kind.EXIT if fields.has(Tag.SIGNAL):
+            return ExitStatus(0, fields.number(Tag.SIGNAL, 1, 64))
+        case Kind.EXIT:
+            return ExitStatus(fields.number(Tag.CODE, 0, 255))
+        case _:
+            raise LinkError(f"the guest agent sent a message of kind {fields.kind} on a process stream")
+
+
+def decode_control_message(payload: bytes) -> Ready | Connection | None:
+    """A message of the control stream; None for a kind from the future. Raises `LinkError`."""
+    fields = _Fields(payload)
+    match fields.kind:
+        case Kind.READY:
+            return Ready(
+                fields.number(Tag.VERSION, 1, 2**32 - 1),
+                fields.number(Tag.FEATURES, 0, 2**64 - 1),
+                fields.number(Tag.PID, 1, 2**31 - 1),
+                fields.texts(Tag.LISTEN_ERROR),
+            )
+        case Kind.CONNECTION:
+            return Connection(fields.number(Tag.CONNECTION_ID, 1, 2**64 - 1), fields.number(Tag.PORT, 1, 65535))
+        case _:
+            return None
+
+
+class _Fields:
+    """A payload taken apart."""
 
     def __init__(self, payload: bytes) -> None:
         if not payload:
-            raise LinkError("the agent sent an empty payload")
+            raise LinkError("the guest agent sent an empty message")
         self.kind = payload[0]
         self._values: dict[int, list[bytes]] = {}
-        offset = 1
-        while offset < len(payload):
-            if len(payload) - offset < _HEADER:
-                raise LinkError("the agent sent half a field")
-            tag = int.from_bytes(payload[offset : offset + 2], "little")
-            size = int.from_bytes(payload[offset + 2 : offset + _HEADER], "little")
-            offset += _HEADER
-            if size > len(payload) - offset:
-                raise LinkError("the agent sent a field longer than its payload")
-            if tag & _MUST_UNDERSTAND:
-                raise LinkError(f"the agent sent field {tag:#x}, which this host must but does not understand")
-            self._values.setdefault(tag, []).append(payload[offset : offset + size])
-            offset += size
+        for tag, value in _fields(payload):
+            self._values.setdefault(tag, []).append(value)
 
-    def number(self, tag: int) -> int | None:
-        """The last value of a tag as a number."""
-        values = self._values.get(tag)
-        if values is None:
-            return None
-        if len(values[-1]) != 8:
-            raise LinkError(f"field {tag} of the agent is no number")
-        return int.from_bytes(values[-1], "little")
+    def has(self, tag: Tag) -> bool:
+        return tag in self._values
 
-    def required(self, tag: int) -> int:
-        """As `number`, for what must be there."""
-        found = self.number(tag)
-        if found is None:
-            raise LinkError(f"the agent left out field {tag} of message {self.kind}")
-        return found
+    def number(self, tag: Tag, low: int, high: int) -> int:
+        value = self._values.get(tag, [b""])[-1]
+        if len(value) != _NUMBER.size:
+            raise LinkError(f"the guest agent sent a message of kind {self.kind} without a number {tag.name}")
+        number = int(_NUMBER.unpack(value)[0])
+        if not low <= number <= high:
+            raise LinkError(f"the guest agent sent {tag.name} = {number}")
+        return number
 
-    def texts(self, tag: int) -> list[str]:
-        """All values of a tag as text that is safe to show: control characters escaped, at most 512 characters."""
-        return [_safe(value) for value in self._values.get(tag, [])]
+    def text(self, tag: Tag) -> str:
+        return _escaped(self._values.get(tag, [b""])[-1])
+
+    def texts(self, tag: Tag) -> tuple[str, ...]:
+        return tuple(_escaped(value) for value in self._values.get(tag, []))
 
 
-def _safe(raw: bytes) -> str:
-    text = raw[:512].decode(errors="replace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _fields(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 1
+    while at < len(payload):
+        if len(payload) - at < _FIELD.size:
+            raise LinkError("the guest agent sent a malformed message")
+        tag, size = _FIELD.unpack_from(payload, at)
+        at += _FIELD.size
+        if size > len(payload) - at:
+            raise LinkError("the guest agent sent a malformed message")
+        yield tag, payload[at : at + size]
+        at += size
+
+
+def _escaped(text: bytes) -> str:
+    """A guest's words, fit for a terminal and a log."""
+    decoded = text[:MAX_TEXT].decode(errors="replace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in decoded)

@@ -131,13 +131,19 @@ class HostProcess:
         try:
             await trio.lowlevel.wait_readable(self._descriptor)
         finally:
-            self.kill()
-            self._popen.wait()  # it has ended, or dies now
-            os.close(self._descriptor)
-            if self._records is not None and self.identity is not None:
-                self._records.discard(self.identity)
-            self._ended.set()
+            self.end()
         return self._popen.returncode
+
+    def end(self) -> None:
+        """Kill it if it still runs, and reap it; blocks for as long as SIGKILL takes. Idempotent."""
+        if self._ended.is_set():
+            return
+        self.kill()
+        self._popen.wait()
+        os.close(self._descriptor)
+        if self._records is not None and self.identity is not None:
+            self._records.discard(self.identity)
+        self._ended.set()
 
     async def wait(self) -> int:
         """Wait until `run` has reaped it; any number of tasks may."""
@@ -182,6 +188,8 @@ def spawn(
         )
     except OSError as error:
         raise SpawnError(
-            f"cannot start {argv[0]}: {error.strerror}", hint="is it installed, and on PATH?", details={"program": argv[0]}
+            f"cannot start {argv[0]}: {error.strerror}",
+            hint="is it installed, and on PATH?",
+            details={"program": argv[0]},
         ) from error
     return HostProcess(popen, os.pidfd_open(popen.pid), records)

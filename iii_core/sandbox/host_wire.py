@@ -148,9 +148,7 @@ def failure_of(error: BaseException) -> Failure:
             f"internal error of the sandbox backend: {type(error).__name__}: {error}",
             hint="the sandbox host's log has the traceback; please report it",
         )
-    codes = [
-        cls.default_code for cls in type(error).__mro__ if isinstance(cls, type) and issubclass(cls, IIIError)
-    ]
+    codes = [cls.default_code for cls in type(error).__mro__ if isinstance(cls, type) and issubclass(cls, IIIError)]
     return Failure(codes=codes, message=error.message, hint=error.hint, details=error.details)
 
 

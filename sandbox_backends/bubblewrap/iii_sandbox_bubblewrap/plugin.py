@@ -1,1 +1,46 @@
 """iii-sandbox-bubblewrap: the hook implementations of this distribution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iii_core import hookimpl
+from iii_core.records import SandboxBackend
+from iii_core.sandbox.port import Capability, Isolation
+from iii_sandbox_bubblewrap.policy import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
+
+    from iii_core.records import OpenContext, ProbeResult
+    from iii_core.sandbox.port import SandboxDriver
+
+
+@hookimpl
+def iii_sandbox_backends() -> Iterable[SandboxBackend]:
+    """Declare the ``bubblewrap`` backend."""
+    yield SandboxBackend(
+        name="bubblewrap",
+        summary="Linux namespaces through bubblewrap: starts in milliseconds, shares the machine's kernel",
+        isolation=Isolation.NAMESPACES,
+        strength=20,
+        capabilities=frozenset(
+            {Capability.CPU_LIMIT, Capability.MEMORY_LIMIT, Capability.PID_LIMIT, Capability.USER_RANGE}
+        ),
+        config=Settings,
+        probe=_probe,
+        open=_open,
+    )
+
+
+def _open(settings: Settings, context: OpenContext) -> AbstractAsyncContextManager[SandboxDriver]:
+    from iii_sandbox_bubblewrap.driver import open_driver
+
+    return open_driver(settings, context)
+
+
+async def _probe(settings: Settings, context: OpenContext) -> ProbeResult:
+    from iii_sandbox_bubblewrap.probe import probe
+
+    return await probe(settings, context)

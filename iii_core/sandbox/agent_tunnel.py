@@ -1,0 +1,73 @@
+"""One connection out of a sandbox, as a trio stream."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from iii_core.errors import LinkError
+from iii_core.link.mux import Data, Eof, MuxStream
+
+CHANNEL: Final = 0
+
+
+class TunnelStream(trio.abc.HalfCloseableStream):
+    """Both directions of one TCP connection that was made inside a sandbox to ``port``.
+
+    As with any trio stream one task may send and another receive. Closing writes out what was sent, for up to 5 s.
+    """
+
+    def __init__(self, stream: MuxStream, port: int) -> None:
+        self._stream = stream
+        self.port = port
+        self._rest = memoryview(b"")
+        self._at_end = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See ``trio.abc.SendStream``."""
+        try:
+            await self._stream.send_data(CHANNEL, data)
+        except LinkError as error:
+            raise trio.BrokenResourceError(error.message) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See ``trio.abc.SendStream``: it is a guess, as allowed."""
+        await trio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        """See ``trio.abc.HalfCloseableStream``."""
+        try:
+            await self._stream.send_eof(CHANNEL)
+        except LinkError as error:
+            raise trio.BrokenResourceError(error.message) from error
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """See ``trio.abc.ReceiveStream``."""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if not self._rest and not self._at_end:
+            self._rest = memoryview(await self._receive())
+            self._at_end = not self._rest
+        else:
+            await trio.lowlevel.checkpoint()
+        size = len(self._rest) if max_bytes is None else max_bytes
+        data, self._rest = bytes(self._rest[:size]), self._rest[size:]
+        return data
+
+    async def _receive(self) -> bytes:
+        try:
+            item = await self._stream.receive()
+        except LinkError as error:
+            raise trio.BrokenResourceError(error.message) from error
+        match item:
+            case Data(channel=channel, data=data) if channel == CHANNEL:
+                return data
+            case Eof(channel=channel) if channel == CHANNEL:
+                return b""
+            case _:
+                raise trio.BrokenResourceError("the connection in the sandbox broke")
+
+    async def aclose(self) -> None:
+        """See ``trio.abc.AsyncResource``."""
+        await self._stream.close()

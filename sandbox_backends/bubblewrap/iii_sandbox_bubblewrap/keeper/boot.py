@@ -1,0 +1,198 @@
+"""One boot: from a fork of the keeper to ``bwrap``. Everything here runs in the child, which never returns.
+
+Order matters. Files are opened while the child may still open them; the overlay is mounted with the keeper's rights, in a
+mount namespace of the child's own; then the child becomes root of a fresh user namespace and has no rights on the
+machine any more when it first touches the image's contents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import signal
+import stat
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from iii_sandbox_bubblewrap.keeper import linux
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STAGE = "/tmp"  # noqa: S108 - in the child's own mount namespace, covered with a tmpfs of its own
+ROOT = f"{STAGE}/root"
+AGENT = f"{STAGE}/agent"
+MOUNT_POINTS = ("proc", "dev", "tmp", "run", "workspace")
+SETUP_FAILED = 125
+
+
+@dataclass(frozen=True)
+class BootPlan:
+    """What the driver decided; see `iii_sandbox_bubblewrap.render`.
+
+    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``.
+    """
+
+    bwrap: str
+    argv: tuple[str, ...]
+    agent: str
+    lower: str
+    writable: str
+    hosts: str
+    userxattr: bool
+    ranged: bool
+    root: tuple[int, int]
+    pids: int | None
+
+
+FIRST_FD = 10
+
+
+def become_bwrap(plan: BootPlan, console: int, descriptors: tuple[int, ...], enter: Callable[[], None]) -> NoReturn:
+    """Turn this process into bwrap.
+
+    Args:
+        plan: see `BootPlan`.
+        console: where standard output and error go from now on.
+        descriptors: what bwrap inherits, renumbered from `FIRST_FD`.
+        enter: blocks until the parent has written this process's id maps and put it into its cgroup.
+    """
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(console, 1)
+        os.dup2(console, 2)
+        _set_up(plan, enter)
+        bwrap = os.open(plan.bwrap, os.O_PATH | os.O_CLOEXEC)
+        _renumber(descriptors)
+        os.chdir("/")
+        _reset_signals()
+        os.execve(bwrap, plan.argv, {})
+    except BaseException as error:  # the end of a forked child: nothing may unwind into the keeper's code
+        sys.stderr.write(f"sandbox set-up failed: {error}\n")
+        sys.stderr.flush()
+    os._exit(SETUP_FAILED)
+
+
+def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    linux.unshare(linux.CLONE_NEWNS)
+    with _stage(plan) as layers:
+        linux.mount("overlay", ROOT, "overlay", linux.MS_NODEV | linux.MS_NOSUID, layers)
+    linux.unshare(linux.CLONE_NEWUSER)
+    enter()
+    if plan.ranged:
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # changing ids cleared it, prctl(2)
+    _forbid_user_namespaces()
+    _prepare_root(plan.hosts)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if plan.pids is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (plan.pids, plan.pids))
+
+
+@contextlib.contextmanager
+def _stage(plan: BootPlan) -> Iterator[str]:
+    """Cover /tmp with the stage and bind the agent there; yields the overlay's options.
+
+    Layers are named by descriptor: that spares every question about their paths (colons, commas, being below /tmp).
+    """
+    flags = os.O_PATH | os.O_CLOEXEC
+    upper, work = _writable_layer(plan.writable, plan.root)
+    opened = [os.open(path, flags) for path in (plan.lower, upper, work, plan.agent)]
+    lower_fd, upper_fd, work_fd, agent_fd = opened
+    linux.mount("tmpfs", STAGE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
+    os.mkdir(ROOT, 0o755)
+    os.close(os.open(AGENT, os.O_CREAT | os.O_WRONLY, 0o444))
+    linux.mount(f"/proc/self/fd/{agent_fd}", AGENT, None, linux.MS_BIND)
+    options = f"lowerdir=/proc/self/fd/{lower_fd},upperdir=/proc/self/fd/{upper_fd},workdir=/proc/self/fd/{work_fd}"
+    yield options + (",userxattr" if plan.userxattr else "")
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+def _writable_layer(folder: str, root: tuple[int, int]) -> tuple[str, str]:
+    """The overlay's upper and work directory, made at the first boot and owned by the sandbox's root."""
+    paths = (f"{folder}/upper", f"{folder}/work")
+    for path in paths:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o755)
+            os.chown(path, *root)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != root[0]:
+            raise OSError(
+                f"{path} belongs to user id {found.st_uid}, not {root[0]}; clear this worker's writable layer"
+            )
+    return paths
+
+
+def _forbid_user_namespaces() -> None:
+    """No user namespace can be made below ours, however the system call filter may be fooled (``namespaces(7)``)."""
+    try:
+        with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
+            file.write("0")
+    except OSError as error:
+        if error.errno != errno.EROFS:  # containers mount it so; the system call filter says no as well
+            raise
+
+
+def _prepare_root(hosts: str) -> None:
+    """Make sure that every mount point is a real directory, whatever the image or its last run left there.
+
+    bwrap resolves mount points through symbolic links, and an image could aim those at the old root. So links are replaced.
+    """
+    root = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for name in MOUNT_POINTS:
+            _require(root, name, stat.S_ISDIR, lambda name: os.mkdir(name, 0o755, dir_fd=root))
+        _require(root, "etc", stat.S_ISDIR, lambda name: os.mkdir(name, 0o755, dir_fd=root))
+        etc = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        try:
+            _write_hosts(etc, hosts)
+        finally:
+            os.close(etc)
+    finally:
+        os.close(root)
+
+
+def _require(folder: int, name: str, right: Callable[[int], bool], make: Callable[[str], None]) -> None:
+    try:
+        if right(os.lstat(name, dir_fd=folder).st_mode):
+            return
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    make(name)
+
+
+def _write_hosts(etc: int, hosts: str) -> None:
+    """Name localhost in /etc/hosts, unless the image has a table of its own."""
+    try:
+        found = os.lstat("hosts", dir_fd=etc)
+    except FileNotFoundError:
+        found = None
+    if found is not None and stat.S_ISREG(found.st_mode) and found.st_size:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("hosts", dir_fd=etc)
+    descriptor = os.open("hosts", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=etc)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(hosts)
+
+
+def _renumber(descriptors: tuple[int, ...]) -> None:
+    """Give the descriptors their numbers; every other one closes on exec by itself."""
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_FD + len(descriptors)) for descriptor in descriptors]
+    for number, descriptor in enumerate(moved, FIRST_FD):
+        os.dup2(descriptor, number, inheritable=True)
+
+
+def _reset_signals() -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

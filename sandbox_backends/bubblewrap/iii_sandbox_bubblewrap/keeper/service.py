@@ -1,0 +1,333 @@
+"""The keeper's main loop: requests of the driver in, ends of processes out.
+
+Requests and answers are JSON datagrams (``SOCK_SEQPACKET``) with descriptors beside them::
+
+    {"id": 1, "op": "boot", …} + [console, link, seccomp]  ->  {"id": 1}
+    {"id": 2, "op": "kill", "boot": 1}                     ->  {"id": 2}
+    {"id": 3, "op": "remove", "path": "…"}                 ->  {"id": 3}   when the tree is gone
+    {"id": 4, "op": "release", "image": "…"}               ->  {"id": 4}
+                                                               {"boot": 1, "launcher": 4711} + [pidfd]
+                                                               {"boot": 1, "agent": 4712} + [pidfd]
+                                                               {"boot": 1, "exit": "exit 0"}
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from iii_sandbox_bubblewrap.keeper import linux
+from iii_sandbox_bubblewrap.keeper.boot import BootPlan, become_bwrap
+from iii_sandbox_bubblewrap.keeper.identity import RANGE, IdMap, contiguous, enter_own_namespace
+from iii_sandbox_bubblewrap.keeper.images import ImageMounts, MountFailed
+from iii_sandbox_bubblewrap.keeper.removal import remove_tree
+
+MAX_MESSAGE = 128 * 1024
+MAX_DESCRIPTORS = 8
+
+
+class Gone(Exception):
+    """The driver is gone."""
+
+
+@dataclass
+class _Boot:
+    """A running sandbox: bwrap (our child) and, once known, its agent (bwrap's child)."""
+
+    number: int
+    monitor: int
+    info: int
+    told: bytes = b""
+    agent: int | None = None
+    status: int | None = None
+    pidfds: dict[int, int] = field(default_factory=dict)
+
+
+class Keeper:
+    """Single-threaded; `run` ends when the driver is gone."""
+
+    def __init__(self, sock: socket.socket, images: ImageMounts, *, privileged: bool) -> None:
+        self._sock = sock
+        self._images = images
+        self._privileged = privileged
+        self._boots: dict[int, _Boot] = {}
+        self._removals: dict[int, int] = {}
+        self._poll = select.poll()
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        """Serve until the driver is gone."""
+        self._poll.register(self._sock, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._sock.fileno():
+                    try:
+                        self._serve_one()
+                    except Gone:
+                        return
+                elif descriptor == self._wake:
+                    self._reap()
+                else:
+                    self._read_info(descriptor)
+
+    def _serve_one(self) -> None:
+        request, descriptors = self._receive()
+        answer: dict[str, Any] = {"id": request["id"]}
+        try:
+            later = self._perform(request, descriptors)
+        except (OSError, MountFailed, ValueError) as error:
+            answer["error"] = str(error)
+            later = False
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if not later:
+            self._send(answer)
+
+    def _perform(self, request: dict[str, Any], descriptors: list[int]) -> bool:
+        """Do what is asked; whether the answer comes later."""
+        match request["op"]:
+            case "boot":
+                self._boot(request, descriptors)
+            case "kill":
+                self._kill(request["boot"])
+            case "remove":
+                self._remove(request["id"], request["path"])
+                return True
+            case "release":
+                self._images.release(request["image"])
+            case other:
+                raise ValueError(f"unknown request {other!r}")
+        return False
+
+    def _boot(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        console, *inherited = descriptors
+        lower = self._images.acquire(request["image"])
+        idmap = self._images.idmap
+        plan = BootPlan(
+            bwrap=request["bwrap"],
+            argv=tuple(request["argv"]),
+            agent=request["agent"],
+            lower=lower,
+            writable=request["writable"],
+            hosts=request["hosts"],
+            userxattr=not self._privileged,
+            ranged=idmap.ranged,
+            root=idmap.root,
+            pids=request["pids"],
+        )
+        info_read, info_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            monitor = self._fork_boot(plan, console, (info_write, *inherited), idmap, tuple(request["cgroups"]))
+        except BaseException:
+            os.close(info_read)
+            raise
+        finally:
+            os.close(info_write)
+        boot = _Boot(request["id"], monitor, info_read)
+        self._boots[boot.number] = boot
+        os.set_blocking(info_read, False)
+        self._poll.register(info_read, select.POLLIN)
+        self._introduce(boot, "launcher", monitor)
+
+    def _introduce(self, boot: _Boot, role: str, pid: int) -> None:
+        """Tell the driver of a process, with a pidfd: should we die, the driver can still wait for that very process."""
+        boot.pidfds[pid] = os.pidfd_open(pid)
+        self._send({"boot": boot.number, role: pid}, boot.pidfds[pid])
+
+    def _fork_boot(
+        self, plan: BootPlan, console: int, inherited: tuple[int, ...], idmap: IdMap, cgroups: tuple[str, ...]
+    ) -> int:
+        """Fork the child, and give it its ids and cgroup when it has entered its user namespace."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                signal.set_wakeup_fd(-1)
+
+                def enter() -> None:
+                    theirs.sendall(b"1")
+                    if not theirs.recv(1):
+                        raise OSError("the namespace keeper refused the id maps")
+
+                become_bwrap(plan, console, inherited, enter)
+            theirs.close()
+            if ours.recv(1):
+                try:
+                    for cgroup in cgroups:
+                        with open(f"{cgroup}/cgroup.procs", "w", encoding="ascii") as file:
+                            file.write(str(pid))
+                    idmap.write(pid)
+                except OSError:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    raise
+                with contextlib.suppress(BrokenPipeError):
+                    ours.sendall(b"1")
+        return pid
+
+    def _read_info(self, descriptor: int) -> None:
+        boot = next(boot for boot in self._boots.values() if boot.info == descriptor)
+        self._drain_info(boot)
+
+    def _drain_info(self, boot: _Boot) -> None:
+        """bwrap writes one JSON document that names its child, and closes."""
+        if boot.info < 0:
+            return
+        try:
+            while data := os.read(boot.info, 4096):
+                boot.told += data
+        except BlockingIOError:
+            return
+        self._close_info(boot)
+        with contextlib.suppress(ValueError, KeyError):
+            agent = int(json.loads(boot.told)["child-pid"])
+            with contextlib.suppress(ProcessLookupError):
+                self._introduce(boot, "agent", agent)
+                boot.agent = agent
+
+    def _close_info(self, boot: _Boot) -> None:
+        self._poll.unregister(boot.info)
+        os.close(boot.info)
+        boot.info = -1
+
+    def _kill(self, number: int) -> None:
+        """Kill the agent, whose end ends everything in its pid namespace; before it exists, bwrap itself."""
+        boot = self._boots.get(number)
+        if boot is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(boot.pidfds[boot.agent or boot.monitor], signal.SIGKILL)
+
+    def _remove(self, number: int, path: str) -> None:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                remove_tree(path)
+                status = 0
+            except BaseException as error:  # a forked child: nothing may unwind into the keeper's code
+                sys.stderr.write(f"cannot delete {path}: {error}\n")
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+        self._removals[pid] = number
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            self._reaped(pid, status)
+        for boot in [boot for boot in self._boots.values() if boot.status is not None]:
+            self._finish(boot)
+
+    def _reaped(self, pid: int, status: int) -> None:
+        if pid in self._removals:
+            answer: dict[str, Any] = {"id": self._removals.pop(pid)}
+            if status != 0:
+                answer["error"] = "the writable layer could not be deleted; see the sandbox host's log"
+            self._send(answer)
+        elif not self._images.server_ended(pid, status):
+            for boot in self._boots.values():
+                if boot.monitor == pid:
+                    boot.status = status
+
+    def _finish(self, boot: _Boot) -> None:
+        """bwrap has ended. If its agent lives on (bwrap was killed), the agent is our child now: kill it, wait."""
+        self._drain_info(boot)
+        if boot.agent is not None and _is_child(boot.agent):
+            self._kill(boot.number)
+            return  # its end wakes us again
+        if boot.info >= 0:
+            self._close_info(boot)
+        for descriptor in boot.pidfds.values():
+            os.close(descriptor)
+        del self._boots[boot.number]
+        code = os.waitstatus_to_exitcode(boot.status or 0)
+        self._send({"boot": boot.number, "exit": f"signal {-code}" if code < 0 else f"exit {code}"})
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        data, ancillary, _, _ = self._sock.recvmsg(
+            MAX_MESSAGE, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            raise Gone
+        descriptors = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(payload)
+        return json.loads(data), list(descriptors)
+
+    def _send(self, message: dict[str, Any], *descriptors: int) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionError):  # then the next receive sees the end
+            socket.send_fds(self._sock, [json.dumps(message).encode()], descriptors)
+
+
+def _is_child(pid: int) -> bool:
+    """Whether a live process of this number is our child (a zombie one is reaped by the way)."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
+
+
+def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:
+    """Enter the namespaces that hold all mounts. Returns the ids of sandboxes and whether we may mount block devices."""
+    privileged = False
+    if os.geteuid() == 0 and not settings["unprivileged"]:
+        try:
+            linux.unshare(linux.CLONE_NEWNS)
+            privileged = True
+        except OSError as error:
+            if error.errno != errno.EPERM:
+                raise
+    if privileged:
+        idmap = contiguous(settings["id_base"], RANGE)
+    else:
+        uids, gids = settings["subuid"], settings["subgid"]
+        idmap = enter_own_namespace(tuple(uids) if uids else None, tuple(gids) if gids else None)
+        linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    return idmap, privileged
+
+
+def main() -> None:
+    """Serve the driver on the socket that the command line names, with the settings beside it."""
+    sock = socket.socket(fileno=int(sys.argv[2]))
+    sock.set_inheritable(False)
+    settings = json.loads(sys.argv[3])
+    parent = os.getppid()
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        idmap, privileged = enter_namespaces(settings)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            return
+        images = ImageMounts(settings["folder"], idmap, privileged=privileged)
+    except OSError as error:
+        sock.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
+        return
+    ready = {"privileged": privileged, "ranged": idmap.ranged, "root": idmap.root}
+    sock.send(json.dumps(ready).encode())
+    Keeper(sock, images, privileged=privileged).run()

@@ -1,0 +1,231 @@
+"""The driver's side of the namespace keeper: starts the process, asks it things, hears of ends."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import trio
+
+from iii_core.errors import BackendUnavailable, SandboxError
+from iii_core.sandbox.host_processes import ProcessRecords, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from iii_core.records import OpenContext
+    from iii_sandbox_bubblewrap.policy import Settings
+
+_BOOTSTRAP = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_bubblewrap.keeper.service import main; main()"
+)
+_MAX_MESSAGE = 128 * 1024
+_STARTUP_TIMEOUT = 20.0
+
+
+OnEvent: TypeAlias = "Callable[[dict[str, Any], list[int]], None]"
+
+
+class _Pending:
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: dict[str, Any] = {}
+
+
+class KeeperClient:
+    """Requests may be made concurrently. ``on_event`` is called for each step of a boot and owns what comes with it."""
+
+    def __init__(self, sock: socket.socket, facts: dict[str, Any], on_event: OnEvent) -> None:
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._on_event = on_event
+        self._sending = trio.Lock()
+        self._last_id = 0
+        self._pending: dict[int, _Pending] = {}
+        self._gone = trio.Event()
+        self.privileged: bool = facts["privileged"]
+        self.ranged: bool = facts["ranged"]
+
+    @property
+    def gone(self) -> bool:
+        """Whether the keeper has ended."""
+        return self._gone.is_set()
+
+    async def wait_gone(self) -> None:
+        """Wait until it has."""
+        await self._gone.wait()
+
+    def next_id(self) -> int:
+        """A number for the next request; a boot is known by the number of its request."""
+        self._last_id += 1
+        return self._last_id
+
+    async def request(
+        self, op: str, descriptors: Sequence[int] = (), *, number: int | None = None, **fields: Any
+    ) -> Any:
+        """Ask and wait for the answer. Not to be cancelled half-way: shield it, its waits are short or bounded.
+
+        Raises:
+            SandboxError: the keeper refused, or is gone.
+        """
+        number = self.next_id() if number is None else number
+        waiting = self._pending[number] = _Pending()
+        try:
+            await self._send({"id": number, "op": op, **fields}, descriptors)
+            await waiting.done.wait()
+        finally:
+            del self._pending[number]
+        if not waiting.answer:
+            raise _keeper_gone()
+        if "error" in waiting.answer:
+            raise SandboxError(f"the namespace keeper cannot {op}: {waiting.answer['error']}")
+        return waiting.answer
+
+    async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        if self.gone:
+            raise _keeper_gone()
+        async with self._sending:
+            try:
+                await self._sock.sendmsg([json.dumps(message).encode()], rights)
+            except (OSError, trio.ClosedResourceError) as error:
+                raise _keeper_gone() from error
+
+    async def run(self) -> None:
+        """Take answers and events until the keeper is gone."""
+        try:
+            while True:
+                data, descriptors = await self._receive()
+                if not data:
+                    return
+                self._dispatch(json.loads(data), descriptors)
+        finally:
+            self._gone.set()
+            for waiting in self._pending.values():
+                waiting.done.set()
+
+    async def _receive(self) -> tuple[bytes, list[int]]:
+        descriptors = array.array("i")
+        try:
+            data, ancillary, _, _ = await self._sock.recvmsg(
+                _MAX_MESSAGE, socket.CMSG_SPACE(descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            return b"", []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(payload)
+        return data, list(descriptors)
+
+    def _dispatch(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        waiting = self._pending.get(message.get("id", 0))
+        if waiting is not None:
+            waiting.answer = message
+            waiting.done.set()
+        elif "boot" in message:
+            self._on_event(message, descriptors)
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _keeper_gone() -> SandboxError:
+    return SandboxError(
+        "the process that holds the sandboxes' mounts is gone, and every bubblewrap sandbox with it",
+        hint="the sandbox host's log may say why; start the workers again",
+    )
+
+
+@asynccontextmanager
+async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEvent) -> AsyncIterator[KeeperClient]:
+    """Start a keeper; it and everything below it ends with the block.
+
+    Raises:
+        BackendUnavailable: it cannot enter its namespaces.
+    """
+    folder = context.runtime_dir / "bubblewrap-images"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    told = {
+        "folder": str(folder),
+        "unprivileged": settings.unprivileged,
+        "id_base": settings.id_base,
+        "subuid": subordinate_ids(Path("/etc/subuid"), os.getuid()),
+        "subgid": subordinate_ids(Path("/etc/subgid"), os.getuid()),
+    }
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    root = str(Path(__file__).resolve().parent.parent)
+    with ours:
+        with theirs:
+            process = spawn(
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(theirs.fileno()), json.dumps(told)],
+                pass_fds=(theirs.fileno(),),
+                stderr=2,
+                env={"PATH": context.environ.get("PATH", os.defpath)},
+                records=ProcessRecords(context.runtime_dir / "processes"),
+            )
+        try:
+            client = KeeperClient(ours, await _greeting(ours), on_event)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.run)
+                yield client
+                nursery.cancel_scope.cancel()
+        finally:
+            process.end()
+
+
+async def _greeting(sock: socket.socket) -> dict[str, Any]:
+    """The keeper's first message. Raises `BackendUnavailable`."""
+    reader = trio.socket.from_stdlib_socket(sock.dup())
+    facts: dict[str, Any] = {"error": f"no answer within {_STARTUP_TIMEOUT:g} s"}
+    with reader, trio.move_on_after(_STARTUP_TIMEOUT):
+        data = await reader.recv(_MAX_MESSAGE)
+        facts = json.loads(data) if data else {"error": "the namespace keeper ended at once"}
+    if "error" in facts:
+        raise BackendUnavailable(
+            f"namespaces for sandboxes cannot be made: {facts['error']}", hint=namespace_hint(), details={}
+        )
+    return facts
+
+
+def namespace_hint() -> str:
+    """What usually forbids user namespaces on this machine."""
+    for path, value, hint in (
+        ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile that allows userns",
+        ),
+    ):
+        try:
+            if Path(path).read_text(encoding="ascii").strip() == value:
+                return f"as root: {hint}"
+        except OSError:
+            continue
+    return "inside a container, it must be allowed to create user namespaces and to mount (seccomp, AppArmor)"
+
+
+def subordinate_ids(table: Path, uid: int) -> tuple[int, int] | None:
+    """The first range of a user in ``/etc/subuid`` (``subuid(5)``): (first, count)."""
+    import pwd
+
+    names = {str(uid)}
+    try:
+        names.add(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        pass
+    try:
+        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        parts = line.split(":")
+        if len(parts) == 3 and parts[0] in names and parts[1].isdecimal() and parts[2].isdecimal() and int(parts[2]):
+            return int(parts[1]), int(parts[2])
+    return None

@@ -1,0 +1,179 @@
+"""What all sandboxes of one driver share: the keeper, the programs, the control groups."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from iii_core.errors import SandboxError
+from iii_core.sandbox.host_processes import ProcessId
+from iii_sandbox_bubblewrap import policy
+from iii_sandbox_bubblewrap.boots import BootTable, RunningBoot
+from iii_sandbox_bubblewrap.cgroups import Cgroups, find_parents
+from iii_sandbox_bubblewrap.console import open_console
+from iii_sandbox_bubblewrap.keeper_client import open_keeper
+from iii_sandbox_bubblewrap.render import Boot, render_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from iii_core.records import OpenContext
+    from iii_core.sandbox.port import SandboxSpec
+    from iii_sandbox_bubblewrap.keeper_client import KeeperClient
+    from iii_sandbox_bubblewrap.policy import Settings
+
+
+class Machine:
+    """Boots, kills and deletes. Methods may be called concurrently; a dead keeper is replaced when next needed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: OpenContext,
+        nursery: trio.Nursery,
+        *,
+        agent: Path,
+        bwrap: str,
+        program: bytes,
+    ) -> None:
+        self._settings = settings
+        self._context = context
+        self._nursery = nursery
+        self._agent = agent
+        self._bwrap = bwrap
+        self._program = program
+        self._boots = BootTable()
+        self._keeper: KeeperClient | None = None
+        self._opening = trio.Lock()
+        self.cgroups = _own_cgroups()
+
+    async def keeper(self) -> KeeperClient:
+        """The keeper, started if there is none. Raises `BackendUnavailable`."""
+        async with self._opening:
+            if self._keeper is None or self._keeper.gone:
+                await self._boots.wait_none()  # what the last one left is buried before its images are used again
+                self._keeper = await self._nursery.start(self._keep)
+            return self._keeper
+
+    async def _keep(self, *, task_status: trio.TaskStatus[KeeperClient] = trio.TASK_STATUS_IGNORED) -> None:
+        async with open_keeper(self._settings, self._context, self._boots.event) as keeper:
+            task_status.started(keeper)
+            await keeper.wait_gone()
+        await self._boots.bury_all()
+
+    async def boot(self, spec: SandboxSpec, groups: Sequence[Path]) -> tuple[RunningBoot, socket.socket]:
+        """Start bwrap for a sandbox; the boot and our end of its link. Not to be cancelled: shield it, it is bounded.
+
+        Raises:
+            SandboxError: the keeper refused (the image cannot be mounted, say).
+        """
+        keeper = await self.keeper()
+        console = open_console(spec.console)
+        program = _in_memory(self._program)
+        ours, theirs = socket.socketpair()
+        boot = self._boots.begin(keeper.next_id())
+        try:
+            with theirs:
+                await keeper.request(
+                    "boot",
+                    (console, theirs.fileno(), program),
+                    number=boot.number,
+                    bwrap=self._bwrap,
+                    argv=render_argv(
+                        Boot(hostname=spec.hostname, tmpfs_bytes=policy.tmpfs_bytes(spec.limits), ranged=keeper.ranged)
+                    ),
+                    agent=str(self._agent),
+                    image=str(spec.root.path),
+                    writable=str(spec.writable_dir),
+                    hosts=policy.HOSTS,
+                    cgroups=[str(group) for group in groups],
+                    pids=spec.limits.pids if "pids" not in self.cgroups.available else None,
+                )
+        except BaseException:
+            ours.close()
+            self._boots.forget(boot)
+            raise
+        finally:
+            os.close(console)
+            os.close(program)
+        return boot, ours
+
+    async def kill(self, boot: RunningBoot) -> None:
+        """Kill a boot and wait until nothing of it is left. Not to be cancelled: shield it, it is bounded.
+
+        Raises:
+            SandboxError: it did not end in time (a process hangs in the kernel).
+        """
+        keeper = self._keeper
+        if boot.ended.is_set() or keeper is None:
+            return
+        if not keeper.gone:
+            try:
+                await keeper.request("kill", boot=boot.number)
+            except SandboxError:
+                if not keeper.gone:
+                    raise
+        with trio.move_on_after(policy.KILL_TIMEOUT):
+            await boot.ended.wait()
+            return
+        raise SandboxError(
+            f"a sandbox did not end within {policy.KILL_TIMEOUT:g} s of SIGKILL",
+            hint="a process in it hangs in the kernel; is its disk or network file system stuck?",
+        )
+
+    async def remove_tree(self, path: Path) -> None:
+        """Delete a writable layer with the sandboxes' own rights."""
+        await (await self.keeper()).request("remove", path=str(path))
+
+    async def release_image(self, image: Path) -> None:
+        """Unmount an image that no sandbox uses any more."""
+        if self._keeper is not None and not self._keeper.gone:
+            await self._keeper.request("release", image=str(image))
+
+    def notes(self) -> tuple[str, ...]:
+        """What users should know about sandboxes of this machine."""
+        if self._keeper is None or self._keeper.ranged:
+            return ()
+        return (
+            "only user id 0 exists inside: images run as root of the sandbox whatever their USER is "
+            "(a range in /etc/subuid and /etc/subgid and the package uidmap would change that)",
+        )
+
+    def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:
+        """The limits of ``spec`` that cannot be kept here, in words."""
+        wanted = {"cpu": spec.limits.cpus, "memory": spec.limits.memory_mib}
+        names = {"cpu": "CPU", "memory": "memory"}
+        return tuple(
+            f"{names[controller]} limit {value}: no control group of this machine may be written by this user"
+            for controller, value in wanted.items()
+            if value is not None and controller not in self.cgroups.available
+        )
+
+
+def _own_cgroups() -> Cgroups:
+    from pathlib import Path
+
+    owner = ProcessId.of(os.getpid())
+    if owner is None:
+        raise SandboxError("/proc is not mounted", hint="mount it: mount -t proc proc /proc")
+    groups = Cgroups(
+        find_parents(
+            Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"),
+            Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape"),
+        ),
+        owner,
+    )
+    groups.sweep()
+    return groups
+
+
+def _in_memory(data: bytes) -> int:
+    """A descriptor to read ``data`` from."""
+    descriptor = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -1,0 +1,60 @@
+"""Defaults and decisions of this backend, apart from rendering and I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from iii_core.errors import SandboxError
+
+if TYPE_CHECKING:
+    from iii_core.sandbox.port import Limits
+
+FOREIGN_ID_BASE = 0x70000000
+"""First user id of sandboxes where the engine runs as root.
+
+Between systemd's container range and its "foreign" range (systemd, UIDS-GIDS.md), and far above what useradd(8) hands out as
+subordinate ids, so no account of the machine is, or may become, a sandbox's root.
+"""
+
+TMPFS_DEFAULT_MIB = 512
+BOOT_TIMEOUT = 20.0
+KILL_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 25.0
+CONSOLE_TAIL = 4096
+HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of the ``bubblewrap`` backend.
+
+    Attributes:
+        program: bwrap's name or path.
+        id_base: where the 65536 user ids of sandboxes start on this machine, if the engine runs as root.
+        unprivileged: as root, mount as an ordinary user would (FUSE, user namespace).
+    """
+
+    program: str = "bwrap"
+    id_base: int = FOREIGN_ID_BASE
+    unprivileged: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.id_base <= 0xFFFE0000:
+            raise ValueError("id_base must be between 1 and 0xfffe0000")
+
+
+def check_limits(limits: Limits) -> None:
+    """Raises `SandboxError` for limits outside the port's ranges."""
+    if limits.cpus is not None and not 0.1 <= limits.cpus <= 1024:
+        raise SandboxError(f"cpus must be 0.1 to 1024, not {limits.cpus}")
+    if limits.memory_mib is not None and limits.memory_mib < 16:
+        raise SandboxError(f"memory must be at least 16 MiB, not {limits.memory_mib}")
+    if limits.pids is not None and limits.pids < 2:
+        raise SandboxError(f"a sandbox needs at least 2 processes, not {limits.pids}")
+
+
+def tmpfs_bytes(limits: Limits) -> int:
+    """How big /tmp and /run may each become: both count as memory of the sandbox, so at most half of it."""
+    mib = TMPFS_DEFAULT_MIB if limits.memory_mib is None else min(TMPFS_DEFAULT_MIB, limits.memory_mib // 2)
+    return mib * 1024 * 1024

@@ -1,0 +1,56 @@
+"""From a decision to bwrap's command line: pure, and golden-tested on the whole of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iii_sandbox_bubblewrap.keeper.boot import AGENT, FIRST_FD, ROOT
+
+AGENT_INSIDE = "/run/iii/agent"
+INFO_FD, LINK_FD, SECCOMP_FD = FIRST_FD, FIRST_FD + 1, FIRST_FD + 2
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RANGED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """What varies between two boots. ``ranged``: the agent may switch to other users of the sandbox."""
+
+    hostname: str
+    tmpfs_bytes: int
+    ranged: bool
+
+
+def render_argv(boot: Boot) -> tuple[str, ...]:
+    """bwrap's arguments, its own name first.
+
+    bwrap is root of a user namespace of the sandbox's own already (`iii_sandbox_bubblewrap.keeper`), so it makes none. The
+    agent keeps the rights to act as, and to signal, the sandbox's other users where there are any; nobody else has any.
+    """
+    capabilities = [("--cap-add", name) for name in RANGED_CAPABILITIES] if boot.ranged else []
+    options: list[tuple[str, ...]] = [
+        ("--unshare-ipc",),
+        ("--unshare-pid",),
+        ("--unshare-net",),
+        ("--unshare-uts",),
+        ("--unshare-cgroup-try",),
+        ("--die-with-parent",),
+        ("--new-session",),
+        ("--as-pid-1",),
+        ("--cap-drop", "ALL"),
+        *capabilities,
+        ("--hostname", boot.hostname),
+        ("--clearenv",),
+        ("--setenv", "PATH", PATH),
+        ("--bind", ROOT, "/"),
+        ("--proc", "/proc"),
+        ("--dev", "/dev"),
+        ("--size", str(boot.tmpfs_bytes), "--perms", "1777", "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
+        ("--size", str(boot.tmpfs_bytes), "--perms", "0755", "--tmpfs", "/run"),
+        ("--ro-bind", AGENT, AGENT_INSIDE),
+        ("--chdir", "/"),
+        ("--info-fd", str(INFO_FD)),
+        ("--seccomp", str(SECCOMP_FD)),
+        ("--", AGENT_INSIDE, "--fd", str(LINK_FD)),
+    ]
+    return ("bwrap", *(word for option in options for word in option))
