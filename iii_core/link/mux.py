@@ -95,6 +95,10 @@ class Mux:
         if self._error is not None:
             raise type(self._error)(self._error.message, hint=self._error.hint) from self._error
 
+    def fail(self, error: LinkError) -> None:
+        """End the link: the peer broke a rule of the protocol above it."""
+        self._end(error)
+
     # --- for streams ---
 
     def check_size(self, payload: bytes) -> None:

@@ -170,6 +170,11 @@ class MuxStream:
             self._drop_outbox()
         self._close(reason)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether this side has closed it."""
+        return self._closed_here
+
     # --- for the mux ---
 
     def handle(self, frame: Frame) -> None:

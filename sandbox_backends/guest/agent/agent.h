@@ -1,0 +1,62 @@
+/* The agent as a whole. */
+#ifndef III_AGENT_H
+#define III_AGENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "link.h"
+#include "loop.h"
+
+enum { EXIT_POWERED_OFF = 0, EXIT_FAILURE_OTHER = 1, EXIT_USAGE = 2, EXIT_LINK_GONE = 3 };
+
+struct process;
+struct listener;
+struct tunnel;
+
+struct agent {
+    struct loop loop;
+    struct link link;
+    struct watch signals;
+
+    struct process *processes; /* also those whose stream is gone, until they are reaped */
+
+    struct stream *control;
+    struct listener *listeners;
+    struct tunnel *tunnels;
+    unsigned unclaimed; /* tunnels that the host has not opened yet */
+    uint64_t last_connection_id;
+
+    int64_t dead_man_ms;
+    struct timer dead_man;
+    enum power { POWER_ON, POWER_ASKED, POWER_KILLED, POWER_LEAVING } power;
+    int exit_status;
+    struct timer power_timer;
+};
+
+/* OPEN of each kind of stream; bytes come after the kind. False for a violation. */
+bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
+bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
+bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
+
+/* process.c: children have ended (SIGCHLD); returns whether any is left. */
+bool processes_reap(struct agent *a);
+void processes_signal(struct agent *a, int signal);
+bool processes_have_streams(const struct agent *a);
+
+/* tunnel.c */
+int tunnel_listen(struct agent *a, uint16_t port, int family); /* 0 or an errno */
+void tunnel_close_listeners(struct agent *a);
+void tunnel_announce(struct agent *a); /* the control stream has message credit again */
+
+/* power.c */
+void power_init(struct agent *a);
+void power_set_dead_man(struct agent *a, int64_t milliseconds); /* 0 for never */
+void power_off(struct agent *a, int64_t grace_ms, int exit_status);
+void power_check(struct agent *a); /* after each step: is it all over? */
+
+/* system.c: what the agent does to itself and to the sandbox when it starts. */
+void system_prepare(int link_fd);
+
+#endif

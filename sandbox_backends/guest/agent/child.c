@@ -1,0 +1,134 @@
+#include "child.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+static _Noreturn __attribute__((format(printf, 3, 4))) void fail(int pipe, int error, const char *format, ...) {
+    struct spawn_failure failure = {.error = error};
+    va_list args;
+    va_start(args, format);
+    int size = vsnprintf(failure.text, sizeof failure.text, format, args);
+    va_end(args);
+    if (size >= 0 && (size_t)size < sizeof failure.text)
+        snprintf(failure.text + size, sizeof failure.text - (size_t)size, ": %s", strerror(error));
+    if (write(pipe, &failure, sizeof failure) < 0)
+        _exit(126);
+    _exit(127);
+}
+
+static void reset_signals(void) {
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+    sigset_t none;
+    for (int signal = 1; signal < NSIG; signal++)
+        sigaction(signal, &standard, NULL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* How many ids a map of /proc/self holds; 0 if it cannot be read. */
+static unsigned long mapped_ids(const char *path) {
+    unsigned long inside, outside, count, total = 0;
+    FILE *map = fopen(path, "re");
+    while (map != NULL && fscanf(map, "%lu %lu %lu", &inside, &outside, &count) == 3)
+        total += count;
+    return total;
+}
+
+static _Noreturn void fail_ids(int pipe, int error, const char *what, unsigned id) {
+    if (mapped_ids("/proc/self/uid_map") == 1)
+        fail(pipe, error, "cannot switch to %s %u: this sandbox has only one user id", what, id);
+    fail(pipe, error, "cannot switch to %s %u", what, id);
+}
+
+static void switch_ids(const struct spawn_spec *spec, int pipe) {
+    bool same_user = !spec->has_uid || spec->uid == geteuid();
+    bool same_group = !spec->has_gid || spec->gid == getegid();
+    int groups_error = 0;
+    if ((spec->group_count > 0 || (!same_user && getgroups(0, NULL) > 0)) &&
+        setgroups(spec->group_count, spec->groups) < 0)
+        groups_error = errno;
+    if (!same_group && setresgid(spec->gid, spec->gid, spec->gid) < 0)
+        fail_ids(pipe, errno, "group", spec->gid);
+    if (!same_user && setresuid(spec->uid, spec->uid, spec->uid) < 0)
+        fail_ids(pipe, errno, "user", spec->uid);
+    if (groups_error != 0) /* judged last: where users can't be switched either, that is what people want to hear */
+        fail(pipe, groups_error, "cannot set supplementary groups");
+}
+
+static const char *path_of(char *const *env) {
+    for (; *env != NULL; env++)
+        if (strncmp(*env, "PATH=", 5) == 0)
+            return *env + 5;
+    return DEFAULT_PATH;
+}
+
+/* Returns only if it failed, with errno. */
+static void try_exec(const char *path, const struct spawn_spec *spec) {
+    execve(path, spec->argv, spec->env);
+    if (errno != ENOEXEC)
+        return;
+    char **argv = calloc(spec->argc + 2, sizeof *argv); /* a script without #! */
+    if (argv == NULL)
+        return;
+    argv[0] = (char[]){"/bin/sh"};
+    argv[1] = (char *)(uintptr_t)path;
+    memcpy(argv + 2, spec->argv + 1, (spec->argc - 1) * sizeof *argv);
+    execve("/bin/sh", argv, spec->env);
+}
+
+/* As execvpe, with the PATH of the child's environment; returns the errno that tells most. */
+static int search_and_exec(const struct spawn_spec *spec) {
+    const char *name = spec->argv[0];
+    if (*name == 0)
+        return ENOENT;
+    if (strchr(name, '/') != NULL) {
+        try_exec(name, spec);
+        return errno;
+    }
+    int told = ENOENT;
+    for (const char *from = path_of(spec->env);; from++) {
+        size_t size = strcspn(from, ":");
+        char path[PATH_MAX];
+        int length = snprintf(path, sizeof path, "%.*s%s%s", (int)size, from, size ? "/" : "./", name);
+        if (length > 0 && (size_t)length < sizeof path) {
+            try_exec(path, spec);
+            if (errno == EACCES)
+                told = EACCES;
+            else if (errno != ENOENT && errno != ENOTDIR && errno != ESTALE && errno != ENODEV && errno != ETIMEDOUT)
+                return errno;
+        }
+        from += size;
+        if (*from == 0)
+            return told;
+    }
+}
+
+void child_run(const struct spawn_spec *spec, const int standard[3], int failure) {
+    setsid();
+    if (spec->tty && ioctl(standard[0], TIOCSCTTY, 0) < 0)
+        fail(failure, errno, "cannot make the terminal the controlling one");
+    for (int i = 0; i < 3; i++)
+        if (dup2(standard[i], i) < 0)
+            fail(failure, errno, "cannot set descriptor %d", i);
+    reset_signals();
+    umask(022);
+    switch_ids(spec, failure);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (chdir(spec->cwd) < 0)
+        fail(failure, errno, "working directory %s", spec->cwd);
+    int error = search_and_exec(spec);
+    fail(failure, error, "%s", spec->argv[0]);
+}

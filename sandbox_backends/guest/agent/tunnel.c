@@ -1,0 +1,287 @@
+/* Connections from inside the sandbox to the engine (docs/protocol/agent.md, "TUNNEL"). */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "flow.h"
+#include "util.h"
+
+enum {
+    CHANNEL = 0,
+    BACKLOG = 128,
+    MAX_UNCLAIMED = 64,
+    CLAIM_MS = 30000,
+    LAST_WORDS_MS = 5000, /* how long what the host said before CLOSE may take to be written */
+};
+
+struct listener {
+    struct listener *next;
+    struct agent *agent;
+    struct watch watch;
+    uint16_t port;
+};
+
+struct tunnel {
+    struct tunnel *next;
+    struct agent *agent;
+    struct stream *stream; /* NULL until claimed, and once gone */
+    uint64_t id;
+    bool claimed, over;
+    struct watch watch;
+    struct source source;
+    struct sink sink;
+    struct timer timer; /* to be claimed, or for last words */
+};
+
+/* --- the connection --- */
+
+static void end_tunnel(struct tunnel *t) {
+    if (t->over)
+        return;
+    t->over = true;
+    source_stop(&t->source);
+    sink_stop(&t->sink);
+    t->sink.stream = NULL;
+    loop_unwatch_and_close(&t->agent->loop, &t->watch);
+    loop_stop_timer(&t->agent->loop, &t->timer);
+    if (t->stream != NULL)
+        t->stream->owner = NULL;
+    for (struct tunnel **at = &t->agent->tunnels; *at != NULL; at = &(*at)->next)
+        if (*at == t) {
+            *at = t->next;
+            break;
+        }
+    if (!t->claimed)
+        t->agent->unclaimed--;
+    loop_free_later(&t->agent->loop, t);
+    tunnel_announce(t->agent);
+}
+
+/* End it and tell the host. */
+static void close_tunnel(struct tunnel *t, const char *reason) {
+    struct stream *stream = t->stream;
+    end_tunnel(t);
+    if (stream != NULL)
+        stream_close(stream, reason);
+}
+
+static void close_when_both_ended(struct tunnel *t) {
+    if (t->source.ended && t->sink.ended)
+        close_tunnel(t, "");
+}
+
+static void source_over(struct source *source, int error) {
+    struct tunnel *t = source->owner;
+    if (error != 0) {
+        close_tunnel(t, strerror(error));
+        return;
+    }
+    if (t->stream != NULL)
+        stream_send_eof(t->stream, CHANNEL);
+    close_when_both_ended(t);
+}
+
+static void sink_over(struct sink *sink, int error) {
+    struct tunnel *t = sink->owner;
+    if (error != 0 || t->stream == NULL) { /* without a stream these were the last words */
+        close_tunnel(t, error ? strerror(error) : "");
+        return;
+    }
+    shutdown(t->watch.fd, SHUT_WR);
+    close_when_both_ended(t);
+}
+
+static void connection_ready(struct watch *w, uint32_t events) {
+    struct tunnel *t = w->owner;
+    if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+        sink_flush(&t->sink);
+    if (!t->over && events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        source_ready(&t->source);
+}
+
+static void time_is_up(struct timer *timer) { close_tunnel(timer->owner, ""); }
+
+/* --- what the host says; the owner is NULL once the connection has ended --- */
+
+static bool tunnel_data(struct stream *s, uint8_t channel, const uint8_t *bytes, size_t size) {
+    struct tunnel *t = s->owner;
+    if (t != NULL && channel == CHANNEL)
+        sink_write(&t->sink, bytes, size);
+    return channel == CHANNEL;
+}
+
+static bool tunnel_eof(struct stream *s, uint8_t channel) {
+    struct tunnel *t = s->owner;
+    if (t != NULL && channel == CHANNEL)
+        sink_eof(&t->sink);
+    return channel == CHANNEL;
+}
+
+static bool tunnel_message(struct stream *s, const uint8_t *bytes, size_t size) {
+    (void)s, (void)bytes, (void)size; /* none is defined */
+    return true;
+}
+
+static void tunnel_gone(struct stream *s) {
+    struct tunnel *t = s->owner;
+    if (t == NULL)
+        return;
+    t->stream = NULL;
+    end_tunnel(t);
+}
+
+static void tunnel_closed(struct stream *s) {
+    struct tunnel *t = s->owner;
+    if (t != NULL && !sink_empty(&t->sink)) {
+        source_stop(&t->source);
+        t->stream = t->sink.stream = NULL;
+        s->owner = NULL;
+        t->timer.fire = time_is_up;
+        loop_start_timer(&t->agent->loop, &t->timer, LAST_WORDS_MS);
+        sink_eof(&t->sink);
+    } else if (t != NULL) {
+        end_tunnel(t);
+    }
+    stream_close(s, "");
+}
+
+static const struct stream_ops TUNNEL_OPS = {
+    .data = tunnel_data,
+    .eof = tunnel_eof,
+    .message = tunnel_message,
+    .closed = tunnel_closed,
+    .gone = tunnel_gone,
+};
+
+static struct tunnel *find_unclaimed(const struct agent *a, uint64_t id) {
+    for (struct tunnel *t = a->tunnels; t != NULL; t = t->next)
+        if (t->id == id && !t->claimed)
+            return t;
+    return NULL;
+}
+
+bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size) {
+    struct fields f = {.next = bytes, .end = bytes + size};
+    enum field field;
+    uint64_t id = 0;
+    while ((field = fields_next(&f)) == FIELD_THERE)
+        if (f.tag == TAG_CONNECTION_ID && !field_number(&f, 1, UINT64_MAX, &id))
+            return false;
+    if (field == FIELD_MALFORMED || id == 0)
+        return false;
+    struct tunnel *t = find_unclaimed(a, id);
+    if (t == NULL) {
+        stream_close(s, "the connection is gone");
+        return true;
+    }
+    t->claimed = true;
+    t->stream = s;
+    s->ops = &TUNNEL_OPS;
+    s->owner = t;
+    loop_stop_timer(&a->loop, &t->timer);
+    a->unclaimed--;
+    source_start(&t->source, s, CHANNEL, t->watch.fd);
+    sink_start(&t->sink, s, t->watch.fd);
+    if (!loop_watch(&a->loop, &t->watch, EPOLLIN | EPOLLRDHUP | EPOLLOUT | EPOLLET))
+        close_tunnel(t, strerror(errno));
+    tunnel_announce(a);
+    return true;
+}
+
+/* --- listening --- */
+
+static void announce(struct agent *a, int fd, uint16_t port) {
+    struct tunnel *t = must_alloc(sizeof *t);
+    *t = (struct tunnel){.next = a->tunnels, .agent = a, .id = ++a->last_connection_id};
+    t->watch = (struct watch){.fd = fd, .ready = connection_ready, .owner = t};
+    t->source = (struct source){.end = source_over, .owner = t};
+    t->sink = (struct sink){.end = sink_over, .owner = t};
+    t->timer = (struct timer){.fire = time_is_up, .owner = t};
+    a->tunnels = t;
+    a->unclaimed++;
+    loop_start_timer(&a->loop, &t->timer, CLAIM_MS);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    struct payload message;
+    payload_begin(&message, MESSAGE_CONNECTION);
+    payload_number(&message, TAG_CONNECTION_ID, t->id);
+    payload_number(&message, TAG_PORT, port);
+    stream_send(a->control, &message);
+}
+
+static bool may_announce(const struct agent *a) {
+    return a->control != NULL && a->unclaimed < MAX_UNCLAIMED && stream_may_send(a->control);
+}
+
+static void accept_some(struct watch *w, uint32_t events) {
+    struct listener *listener = w->owner;
+    (void)events;
+    while (may_announce(listener->agent)) {
+        int fd = accept4(w->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0)
+            announce(listener->agent, fd, listener->port);
+        else if (errno != EINTR && errno != ECONNABORTED)
+            return; /* EAGAIN, or no descriptors are left: the next connection to end makes room */
+    }
+}
+
+void tunnel_announce(struct agent *a) {
+    for (struct listener *listener = a->listeners; listener != NULL; listener = listener->next)
+        accept_some(&listener->watch, 0);
+}
+
+static int listen_on(uint16_t port, int family) {
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    struct sockaddr_in v4 = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+    if (family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &(int){1}, sizeof(int));
+    const struct sockaddr *address = family == AF_INET6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
+    if (bind(fd, address, family == AF_INET6 ? sizeof v6 : sizeof v4) < 0 || listen(fd, BACKLOG) < 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+int tunnel_listen(struct agent *a, uint16_t port, int family) {
+    int fd = listen_on(port, family);
+    if (fd < 0)
+        return errno;
+    struct listener *listener = must_alloc(sizeof *listener);
+    *listener = (struct listener){.next = a->listeners, .agent = a, .port = port};
+    listener->watch = (struct watch){.fd = fd, .ready = accept_some, .owner = listener};
+    if (!loop_watch(&a->loop, &listener->watch, EPOLLIN | EPOLLET)) {
+        int error = errno;
+        close(fd);
+        free(listener);
+        return error;
+    }
+    a->listeners = listener;
+    return 0;
+}
+
+void tunnel_close_listeners(struct agent *a) {
+    while (a->listeners != NULL) {
+        struct listener *listener = a->listeners;
+        a->listeners = listener->next;
+        loop_unwatch_and_close(&a->loop, &listener->watch);
+        loop_free_later(&a->loop, listener);
+    }
+    for (struct tunnel *t = a->tunnels, *next; t != NULL; t = next) {
+        next = t->next;
+        if (!t->claimed)
+            end_tunnel(t);
+    }
+}

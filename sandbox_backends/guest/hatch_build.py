@@ -1,0 +1,44 @@
+"""Builds the guest agent into the package: it is a static program, so the wheel is one for the platform, not for a Python."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+AGENT = "iii_sandbox_guest/bin/agent"
+HINT = "on Debian: apt-get install gcc make libc6-dev"
+
+
+class AgentBuildHook(BuildHookInterface[Any]):
+    """Runs ``make`` in ``agent/``. CC and CFLAGS are taken from the environment, as make does."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """For wheels, editable ones too; an sdist carries the sources."""
+        if self.target_name != "wheel":
+            return
+        root = Path(self.root)
+        build_agent(root / "agent", root / AGENT)
+        build_data["artifacts"].append(f"/{AGENT}")
+        build_data["pure_python"] = False
+        machine = platform.machine()
+        build_data["tag"] = f"py3-none-manylinux_2_17_{machine}.musllinux_1_1_{machine}"  # static: any C library will do
+
+
+def build_agent(source: Path, out: Path) -> None:
+    """Build it; make decides whether anything is to be done."""
+    if platform.system() != "Linux":
+        raise RuntimeError("the guest agent is a Linux program and can only be built on Linux")
+    if shutil.which("make") is None:
+        raise RuntimeError(f"building the guest agent needs make and a C compiler ({HINT})")
+    fresh = out.with_name(f"{out.name}.new")
+    fresh.unlink(missing_ok=True)
+    out.parent.mkdir(exist_ok=True)
+    done = subprocess.run(["make", "-C", source, f"OUT={fresh}"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the guest agent cannot be built ({HINT}):\n{done.stdout}{done.stderr}")
+    fresh.replace(out)  # one that runs stays whole
