@@ -20,18 +20,17 @@ from iii_core import __version__
 from iii_core.app.settings import engine_config, is_engine_worker, unknown_workers
 from iii_core.control.server import serve_control
 from iii_core.engine import open_engine
-from iii_core.errors import EngineAlreadyRunning, IIIError
+from iii_core.errors import EngineAlreadyRunning
 from iii_core.project.config import load_config
+from iii_core.project.context import provider_context
 from iii_core.project.locate import (
     control_socket,
-    make_private,
     make_state_dir,
     read_record,
     remove_record,
-    runtime_dir,
     write_record,
 )
-from iii_core.records import InProcessWorker, OpenContext
+from iii_core.records import InProcessWorker
 from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.workers.declare import managed_specs
 from iii_core.workers.image_service import open_images
@@ -166,7 +165,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
     settings = engine_config(config, project.environ, plugins.collect(InProcessWorker))
     state_dir = make_state_dir(project)
     with _engine_lock(project):
-        context = partial(_context, project)
+        context = partial(provider_context, project)
         async with (
             open_sandboxes(plugins, lambda: open_sandbox_host(context("sandbox-host"))) as sandboxes,
             open_images(plugins, context) as images,
@@ -209,14 +208,3 @@ def _engine_lock(project: Project) -> Generator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _context(project: Project, provider: str) -> OpenContext:
-    state = project.state_dir / "state"
-    state.mkdir(mode=0o700, exist_ok=True)
-    runtime = runtime_dir(project) / provider
-    try:
-        make_private(runtime)
-    except OSError as error:
-        raise IIIError(f"cannot create {runtime}: {error.strerror}") from error
-    return OpenContext(state_dir=state / provider, runtime_dir=runtime, home=project.home, environ=project.environ)
