@@ -23,13 +23,13 @@ class Lazy:
     hidden: bool = False
 
 
-def from_module(module: str) -> Callable[[], typer.Typer]:
+def from_module(module: str, attribute: str = "app") -> Callable[[], typer.Typer]:
     """A loader of the ``app`` of a module."""
 
     def load() -> typer.Typer:
         from importlib import import_module
 
-        app: typer.Typer = import_module(module).app
+        app: typer.Typer = getattr(import_module(module), attribute)
         return app
 
     return load

@@ -20,6 +20,7 @@ INTERRUPTED: Final = 130  # 128 + SIGINT
 
 def main() -> NoReturn:
     """Entry point of the script."""
+    _fill_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -43,13 +44,21 @@ def run(argv: Sequence[str]) -> int:
         return _failure(error, state)
 
 
+def _fill_standard_streams() -> None:
+    """Descriptors 0 to 2 that are closed would be given to the next files that are opened, and then be written to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def _run(argv: list[str], state: State) -> int:
     from iii_core.cli.root import app
 
     command = typer.main.get_command(app)
     result = command.main(argv, prog_name="iii", standalone_mode=False, obj=state)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         leave_pipe()
     return result if isinstance(result, int) else 0

@@ -81,7 +81,9 @@ def data_json(value: Any) -> None:
     data(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # the file descriptor was closed when the program started
+        return
     try:
         stream.write(text)
         stream.flush()

@@ -26,6 +26,8 @@ def require_consent(question: str, *, assume_yes: bool) -> None:
     if assume_yes:
         return
     if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-        raise ConsentRequired(f"{question} Nobody can be asked here", hint="pass -y to agree beforehand")
+        raise ConsentRequired(
+            f"needs a yes, and nobody can be asked here: {question}", hint="pass -y to agree beforehand"
+        )
     if not confirm(question):
         raise Cancelled("nothing was done")

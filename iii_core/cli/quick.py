@@ -76,5 +76,6 @@ def _quick(param: Any) -> Any:
         quick = QuickArgument.__new__(QuickArgument)
     else:
         return param
-    quick.__dict__.update(param.__dict__)
+    for name, value in vars(param).items():
+        setattr(quick, name, value)
     return quick

@@ -15,14 +15,14 @@ class WorkerGroup(LazyGroup):
     lazy = {  # noqa: RUF012 - declared as a ClassVar by the base
         "add": Lazy("Add workers to this project", from_module(f"{_HERE}.add")),
         "list": Lazy("List the workers of this project", from_module(f"{_HERE}.list")),
-        "start": Lazy("Start a worker", from_module(f"{_HERE}.start")),
-        "stop": Lazy("Stop a worker", from_module(f"{_HERE}.stop")),
-        "restart": Lazy("Stop a worker, then start it", from_module(f"{_HERE}.restart")),
+        "start": Lazy("Start a worker", from_module(f"{_HERE}.lifecycle", "start_app")),
+        "stop": Lazy("Stop a worker", from_module(f"{_HERE}.lifecycle", "stop_app")),
+        "restart": Lazy("Stop a worker, then start it", from_module(f"{_HERE}.lifecycle", "restart_app")),
         "status": Lazy("Show what is known of a worker", from_module(f"{_HERE}.status")),
         "logs": Lazy("Show the output of a worker", from_module(f"{_HERE}.logs")),
         "exec": Lazy("Run a command inside a worker", from_module(f"{_HERE}.exec")),
         "remove": Lazy("Remove workers from this project", from_module(f"{_HERE}.remove")),
-        "reinstall": Lazy("Fetch workers again and add them anew", from_module(f"{_HERE}.reinstall")),
+        "reinstall": Lazy("Fetch workers again and add them anew", from_module(f"{_HERE}.add", "reinstall_app")),
     }
 
 

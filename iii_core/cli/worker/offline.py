@@ -1,0 +1,56 @@
+"""Adding and removing workers of a project whose engine does not run."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from iii_core.errors import IIIError, leading_error
+from iii_core.project.context import provider_context
+from iii_core.workers.image_service import open_images
+from iii_core.workers.install import add_worker, drop_layers, remove_from_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from iii_core.cli.state import State
+    from iii_core.images.port import Progress
+    from iii_core.project.locate import Project
+
+
+def add_offline(
+    state: State, source: str, *, force: bool, reset_config: bool, progress: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    """Fetch ``source`` and declare it; a row as ``worker.add`` of the control socket gives it, ``offline`` set."""
+    try:
+        return trio.run(partial(_add, state, source, force=force, reset_config=reset_config, progress=progress))
+    except (IIIError, BaseExceptionGroup) as error:
+        leader = leading_error(error)
+        if not isinstance(leader, IIIError):
+            raise
+        return {"error": {"code": leader.code, "message": leader.message, "hint": leader.hint}}
+
+
+def remove_offline(project: Project, name: str) -> None:
+    """Take a worker out of config.yaml and drop its writable layers. Raises `IIIError`."""
+    trio.run(_remove, project, name)
+
+
+async def _add(
+    state: State, source: str, *, force: bool, reset_config: bool, progress: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    def report(step: Progress) -> None:
+        progress({"stage": step.stage, "item": step.item, "done": step.done, "total": step.total})
+
+    async with open_images(state.plugins, partial(provider_context, state.project)) as images:
+        installed = await add_worker(
+            state.project, images, source, force=force, reset_config=reset_config, progress=report
+        )
+    return {**installed.as_json(), "offline": True}
+
+
+async def _remove(project: Project, name: str) -> None:
+    await remove_from_config(project, name)
+    await drop_layers(project, name)

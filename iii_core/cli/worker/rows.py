@@ -1,0 +1,71 @@
+"""The workers of a project as rows: from the engine if one runs, else from config.yaml."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from iii_core.errors import EngineNotRunning
+from iii_core.project.locate import read_record
+
+if TYPE_CHECKING:
+    from iii_core.project.locate import Project
+
+
+def worker_rows(project: Project) -> list[dict[str, Any]]:
+    """One row per declared worker, in file order; without an engine all are stopped.
+
+    Raises `ConfigError` for a config.yaml that cannot be read; no file is no workers.
+    """
+    if read_record(project) is not None:
+        from iii_core.control.client import request
+
+        try:
+            rows: list[dict[str, Any]] = request(project, "worker.list")["workers"]
+            return rows
+        except EngineNotRunning:
+            pass  # it ended this very moment
+    return _declared_rows(project)
+
+
+def find_row(project: Project, name: str) -> dict[str, Any]:
+    """The row of one worker. Raises `WorkerNotInstalled`."""
+    for row in worker_rows(project):
+        if row["name"] == name:
+            return row
+    from iii_core.project.edit import not_in_config
+
+    raise not_in_config(name)
+
+
+def is_running(row: dict[str, Any]) -> bool:
+    """Whether there is something to stop."""
+    return row["status"] not in ("stopped", "failed") and row["type"] != "engine"
+
+
+def _declared_rows(project: Project) -> list[dict[str, Any]]:
+    if not project.config_path.exists():
+        return []
+    from iii_core.project.config import load_config
+
+    versions = _locked_versions(project)
+    return [
+        {
+            "name": entry.name,
+            "type": entry.kind,
+            "version": versions.get(entry.name),
+            "pid": None,
+            "status": "stopped",
+            "isolation": None,
+            "backend": None,
+            "note": None,
+        }
+        for entry in load_config(project).workers
+    ]
+
+
+def _locked_versions(project: Project) -> dict[str, str]:
+    if not project.lock_path.exists():
+        return {}
+    from iii_core.project.lock import load_lock
+
+    return {name: entry.version for name, entry in load_lock(project).workers.items()}

@@ -1,0 +1,204 @@
+"""An ``exec`` session: this terminal or these pipes on one side, a process in a worker's sandbox on the other.
+
+stdin, stdout and stderr are inherited, so their file descriptions are shared with other programs and are never made
+non-blocking; what could block is done in threads that are left behind when the session ends (spec worker-cli §6.1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import termios
+import tty
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from iii_core.cli.output import PIPE_EXIT
+from iii_core.control.client import decode, engine_gone, open_stream, result_of
+from iii_core.errors import IIIError, LinkError, leading_error
+from iii_core.link.mux import Closed, Data, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from iii_core.link.mux import MuxStream
+    from iii_core.project.locate import Project
+
+TIMED_OUT: Final = 124
+KILLED: Final = 130
+STDIN, STDOUT, STDERR = 0, 1, 2
+PRESS_AGAIN: Final = 1.0
+FORWARD_GRACE: Final = 10.0
+DEFAULT_SIZE: Final = (24, 80)
+_CHUNK: Final = 1 << 16
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One session; `run` it once. ``terminal``: the process gets a terminal. ``timeout`` in seconds."""
+
+    project: Project
+    name: str
+    argv: Sequence[str]
+    env: dict[str, str]
+    cwd: str | None
+    terminal: bool
+    timeout: float | None
+    timed_out: bool = field(default=False, init=False)
+    _code: int | None = field(default=None, init=False)
+
+    def run(self) -> int:
+        """Run to the end and give the exit code, 128 + N for a signal; the terminal is restored whatever happens.
+
+        Raises `ProcessSpawnError`, `WorkerNotRunning`, `EngineNotRunning` and other kinds of `IIIError`.
+        """
+        try:
+            with _raw_terminal(self.terminal):
+                trio.run(self._run)
+        except BaseExceptionGroup as group:
+            leader = leading_error(group)
+            if isinstance(leader, IIIError):
+                raise leader from group
+            raise
+        except LinkError as error:
+            raise engine_gone() from error
+        assert self._code is not None
+        return self._code
+
+    async def _run(self) -> None:
+        args: dict[str, Any] = {
+            "name": self.name,
+            "argv": list(self.argv),
+            "env": self.env,
+            "cwd": self.cwd,
+            "tty": None,
+        }
+        if self.terminal:
+            rows, columns = _terminal_size()
+            args["tty"] = {"rows": rows, "cols": columns}
+        watched = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGWINCH] if self.terminal else [])]
+        with trio.open_signal_receiver(*watched) as signals:
+            async with open_stream(self.project, "worker.exec", args) as stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._forward_input, stream)
+                nursery.start_soon(self._forward_signals, stream, signals, nursery.cancel_scope)
+                if self.timeout is not None:
+                    nursery.start_soon(self._expire, self.timeout, stream, nursery.cancel_scope)
+                await self._relay_output(stream)
+                nursery.cancel_scope.cancel()
+
+    async def _relay_output(self, stream: MuxStream) -> None:
+        while True:
+            received = await stream.receive()
+            if isinstance(received, Data) and received.channel in (STDOUT, STDERR):
+                if not await _write(received.channel, received.data):
+                    self._finish(PIPE_EXIT)
+                    return
+            elif isinstance(received, Message):
+                message = decode(received.payload)
+                if "result" in message or "error" in message:
+                    self._finish(int(result_of(message)["exit_code"]))
+                    return
+            elif isinstance(received, Closed):
+                raise engine_gone()
+
+    async def _forward_input(self, stream: MuxStream) -> None:
+        # A terminal in pipe mode belongs to the user's shell, not to the process: it sees the end at once.
+        try:
+            if self.terminal or not os.isatty(STDIN):
+                while data := await _read(STDIN):
+                    await stream.send_data(STDIN, data)
+            await stream.send_eof(STDIN)
+        except LinkError:
+            pass  # whoever reads the stream learns why
+
+    async def _forward_signals(self, stream: MuxStream, signals: Any, scope: trio.CancelScope) -> None:
+        pressed = float("-inf")
+        async for number in signals:
+            if number == signal.SIGWINCH:
+                await _tell(stream, {"resize": list(_terminal_size())})
+            elif number == signal.SIGINT:
+                now = trio.current_time()
+                if now - pressed <= PRESS_AGAIN:
+                    await self._kill(stream, KILLED, scope)
+                    return
+                pressed = now
+                await _tell(stream, {"signal": int(number)})
+            else:
+                await _tell(stream, {"signal": int(number)})
+                scope.deadline = trio.current_time() + FORWARD_GRACE
+                self._finish(128 + number)
+
+    async def _expire(self, seconds: float, stream: MuxStream, scope: trio.CancelScope) -> None:
+        await trio.sleep(seconds)
+        self.timed_out = self._code is None
+        await self._kill(stream, TIMED_OUT, scope)
+
+    async def _kill(self, stream: MuxStream, code: int, scope: trio.CancelScope) -> None:
+        """Kill the process and leave without waiting for it; the engine also kills it because this side leaves."""
+        self._finish(code)
+        await _tell(stream, {"signal": int(signal.SIGKILL)})
+        scope.cancel()
+
+    def _finish(self, code: int) -> None:
+        """The first reason to end is the one that is told."""
+        if self._code is None:
+            self._code = code
+
+
+async def _tell(stream: MuxStream, message: dict[str, Any]) -> None:
+    try:
+        with trio.move_on_after(1):
+            await stream.send_message(json.dumps(message).encode())
+    except LinkError:
+        pass  # whoever reads the stream learns why
+
+
+async def _read(descriptor: int) -> bytes:
+    """What there is to read, or ``b""`` at the end; a terminal that hung up counts as one."""
+    try:
+        return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
+    except OSError:
+        return b""
+
+
+async def _write(descriptor: int, data: bytes) -> bool:
+    """Write everything; false if nobody reads any more."""
+    while data:
+        try:
+            data = data[await trio.to_thread.run_sync(os.write, descriptor, data, abandon_on_cancel=True) :]
+        except BlockingIOError:  # somebody else made our terminal or pipe non-blocking
+            await trio.lowlevel.wait_writable(descriptor)
+        except OSError:
+            return False
+    return True
+
+
+def _terminal_size() -> tuple[int, int]:
+    for descriptor in (STDOUT, STDIN, STDERR):
+        try:
+            columns, rows = os.get_terminal_size(descriptor)
+        except OSError:
+            continue
+        if rows and columns:
+            return rows, columns
+    return DEFAULT_SIZE
+
+
+@contextmanager
+def _raw_terminal(wanted: bool) -> Generator[None]:
+    """Pass keys on as they are pressed, while the block lasts; nothing where stdin is no terminal."""
+    if not wanted or not os.isatty(STDIN):
+        yield
+        return
+    sys.stderr.flush()
+    before = termios.tcgetattr(STDIN)
+    tty.setraw(STDIN, termios.TCSADRAIN)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(STDIN, termios.TCSADRAIN, before)
