@@ -14,17 +14,12 @@ from iii_core.errors import ControlError, EngineNotRunning, IIIError, Invocation
 from iii_core.project.locate import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
-    from iii_core.link.frames import Decoder, Frame
     from iii_core.link.mux import MuxStream
     from iii_core.project.locate import Project
 
 CONNECT_TIMEOUT: Final = 5.0
-HELLO_TIMEOUT: Final = 10.0
-_MAX_MESSAGE: Final = 4 << 20
-_MESSAGE_WINDOW: Final = 1 << 16
-_RECEIVE_SIZE: Final = 1 << 16
 _PEERCRED: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
@@ -57,9 +52,11 @@ def request(
         ControlError: what answers is not an engine of this user, or of another release.
         IIIError: of the kind that the engine reports.
     """
+    from iii_core.link.blocking import converse
+
     try:
         with closing(connect(project)) as connection:
-            for payload in _converse(connection, encode_request(op, args)):
+            for payload in converse(connection, encode_request(op, args)):
                 message = decode(payload)
                 if "progress" in message:
                     if on_progress is not None:
@@ -167,47 +164,6 @@ def not_running() -> EngineNotRunning:
 def engine_gone() -> EngineNotRunning:
     """The error for an engine that ends before it has answered."""
     return EngineNotRunning("the engine ended before it answered", hint="start it again with 'iii'")
-
-
-def _converse(connection: socket.socket, payload: bytes) -> Iterator[bytes]:
-    """The messages of one stream of the framed link (``docs/protocol/link.md``), without trio: commands start fast.
-
-    Raises `LinkError`.
-    """
-    from iii_core.link import frames
-
-    epoch = int.from_bytes(os.urandom(8), "little") or 1
-    hello = frames.Hello(
-        epoch=epoch, max_message=_MAX_MESSAGE, max_streams=1, data_window=1 << 15, message_window=_MESSAGE_WINDOW
-    )
-    try:
-        connection.sendall(hello.encode())
-        decoder = frames.Decoder(max_message=_MAX_MESSAGE)
-        for frame in _frames(connection, decoder, HELLO_TIMEOUT):
-            frames.Hello.decode(frame.payload)
-            break
-        connection.sendall(frames.encode_message(frames.OPEN, 1, payload))
-        for frame in _frames(connection, decoder, None):
-            if frame.type == frames.MESSAGE:
-                connection.sendall(frames.encode_credit(1, 0, frame.cost))
-                yield frame.payload
-            elif frame.type == frames.PING:
-                connection.sendall(frames.encode_token(frames.PONG, frames.decode_token(frame.payload)))
-            elif frame.type == frames.CLOSE:
-                return
-    except OSError as error:
-        raise LinkClosed(f"the link broke: {error}") from error
-
-
-def _frames(connection: socket.socket, decoder: Decoder, timeout: float | None) -> Iterator[Frame]:
-    connection.settimeout(timeout)
-    while True:
-        while (frame := decoder.next_frame()) is not None:
-            yield frame
-        data = connection.recv(_RECEIVE_SIZE)
-        if not data:
-            raise LinkClosed("the link ended")
-        decoder.feed(data)
 
 
 def _broken(error: LinkError) -> IIIError:

@@ -16,6 +16,7 @@ with `LinkError`, for all of them.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -54,6 +55,7 @@ __all__ = [
 STDIN: Final = 0
 STDOUT: Final = 1
 STDERR: Final = 2
+MAX_TUNNELS: Final = 200
 ServeTunnel = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
@@ -197,18 +199,22 @@ class AgentProcess:
 
     async def begin(self, spec: ProcessSpec, timeout: float) -> None:
         """For `Agent`: open the stream and wait for what comes of it."""
-        stream = self._stream = await self._mux.open(wire.encode_process(spec), on_message=self.on_message)
+        payload = wire.encode_process(spec)
+        if len(payload) > self._mux.peer.max_message:
+            raise ProcessSpawnError(
+                f"cannot start {spec.argv[0]!r} in the sandbox: arguments and environment take {len(payload)} bytes",
+                hint=f"at most {self._mux.peer.max_message} bytes can be given",
+                details={"errno": errno.E2BIG},
+            )
         try:
-            with trio.move_on_after(timeout) as scope:
-                await stream.until(lambda: self._started is not None or self._failure is not None)
-            if scope.cancelled_caught and self._started is None:
-                raise ProcessSpawnError(
-                    f"starting {spec.argv[0]!r} in the sandbox took longer than {timeout} s",
-                    hint="is the sandbox short of memory or CPU?",
-                    details={"errno": 110},
-                )
-        except BaseException:
-            stream.reset("spawn given up")
+            with trio.fail_after(timeout):
+                self._stream = await self._mux.open(payload, on_message=self.on_message)
+                await self._stream.until(lambda: self._started is not None or self._failure is not None)
+        except BaseException as error:
+            if self._stream is not None:
+                self._stream.reset("spawn given up")
+            if isinstance(error, trio.TooSlowError):
+                raise _too_slow(spec, timeout) from None
             raise
         if self._failure is not None:
             raise _spawn_error(spec, self._failure)
@@ -332,29 +338,45 @@ async def _receive_ready(control: MuxStream) -> Ready:
 
 
 async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel) -> None:
-    """Open a tunnel for each connection that the agent announces, until the link ends."""
+    """Open a tunnel for each connection that the agent announces, until the link ends.
+
+    At most `MAX_TUNNELS`: streams are left for processes. Further ones wait in the sandbox, for as long as the agent
+    lets them.
+    """
+    slots = trio.Semaphore(MAX_TUNNELS)
     async with trio.open_nursery() as tunnels:
         try:
             while not isinstance(item := await control.receive(), Closed):
                 message = wire.decode_control_message(item.payload) if isinstance(item, Message) else None
                 if isinstance(message, Connection):
-                    tunnels.start_soon(_serve_connection, mux, message, serve_tunnel)
+                    await slots.acquire()
+                    tunnels.start_soon(_serve_connection, mux, message, serve_tunnel, slots)
         except LinkError as error:
             mux.fail(error)
 
 
-async def _serve_connection(mux: Mux, connection: Connection, serve_tunnel: ServeTunnel) -> None:
+async def _serve_connection(mux: Mux, connection: Connection, serve_tunnel: ServeTunnel, slots: trio.Semaphore) -> None:
     try:
         async with TunnelStream(await mux.open(wire.encode_tunnel(connection.id)), connection.port) as tunnel:
             await serve_tunnel(tunnel)
     except* (LinkError, trio.BrokenResourceError, trio.ClosedResourceError):
         pass
+    finally:
+        slots.release()
 
 
 def _boot_timeout(timeouts: AgentTimeouts) -> BootTimeout:
     return BootTimeout(
         f"the guest agent did not answer within {timeouts.boot} s",
         hint="the sandbox's console has what it said while booting",
+    )
+
+
+def _too_slow(spec: ProcessSpec, timeout: float) -> ProcessSpawnError:
+    return ProcessSpawnError(
+        f"starting {spec.argv[0]!r} in the sandbox took longer than {timeout} s",
+        hint="is the sandbox short of memory or CPU, or full of processes?",
+        details={"errno": errno.ETIMEDOUT},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from iii_core.errors import LinkError, UsageError
@@ -80,7 +80,7 @@ class ProcessSpec:
 
     Attributes:
         argv: a first item without a slash is searched for in the ``PATH`` of ``env``.
-        env: the whole environment; nothing is inherited. Names without ``=``; nothing holds a NUL.
+        env: the whole environment; nothing is inherited. Names without ``=``; nothing holds a NUL. Not in the repr.
         cwd: the working directory, which must exist; None for ``/workspace``.
         tty: give it a terminal of that size. stdin, stdout and stderr are then one, as channel 1.
         uid, gid, groups: whom it runs as; None for the agent's own user or group.
@@ -89,7 +89,7 @@ class ProcessSpec:
     """
 
     argv: Sequence[str]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     cwd: str | None = None
     tty: TerminalSize | None = None
     uid: int | None = None
