@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from iii_core.errors import BackendUnavailable, ConfigError, PluginMissing
+from iii_core.link.nursery import open_service_nursery
 from iii_core.records import ProbeResult
 
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ async def open_inline_host(
         context: folders and environment.
         config: settings by backend name, as plain data.
     """
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         yield _InlineHost(BackendPool(nursery, backends, context, config or {}))
-        nursery.cancel_scope.cancel()
 
 
 def unavailable(backend: str, result: ProbeResult) -> BackendUnavailable:

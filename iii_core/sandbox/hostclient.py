@@ -16,6 +16,7 @@ import trio
 
 from iii_core.errors import LinkClosed, LinkError, SandboxError, SandboxHostDied
 from iii_core.records import ProbeResult
+from iii_core.sandbox.background import open_background
 from iii_core.sandbox.events import EventQueue
 from iii_core.sandbox.host import SandboxHost
 from iii_core.sandbox.host_processes import ProcessId, ProcessRecords
@@ -65,10 +66,9 @@ async def open_sandbox_host(
                 records.add(identity)
             connection = _Connection(MessageSocket(ours), process, records, log)
             await connection.greet(context, config or {})
-            async with trio.open_nursery() as nursery:
+            async with open_background() as nursery:
                 nursery.start_soon(connection.run)
                 yield _RemoteHost(connection)
-                nursery.cancel_scope.cancel()
         finally:
             ours.close()  # the lifeline: the host destroys everything and ends
             with trio.CancelScope(shield=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from iii_core.errors import BackendUnavailable, ImageError, SandboxError, SandboxNotFound, UnsupportedOperation
+from iii_core.sandbox.background import open_background
 from iii_core.sandbox.events import EventQueue
 from iii_core.sandbox.port import SandboxDriver
 from iii_sandbox_bubblewrap.machine import Machine
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from iii_core.sandbox.port import SandboxEvent, SandboxSpec, SandboxState
     from iii_sandbox_bubblewrap.policy import Settings
 
+_log = logging.getLogger("iii.sandbox.bubblewrap")
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}\Z")
 
@@ -94,7 +97,10 @@ class BubblewrapDriver(SandboxDriver):
         self._queue.close()
 
     async def _destroy_keeping(self, sandbox_id: str) -> None:
-        await self.destroy(sandbox_id, keep_writable=True)
+        try:
+            await self.destroy(sandbox_id, keep_writable=True)
+        except SandboxError:  # it hangs; the keeper's end, which comes next, kills what can be killed
+            _log.exception("closing sandbox %s", sandbox_id)
 
     async def _forget(self, spec: SandboxSpec, *, keep_writable: bool) -> None:
         trash = _trash_of(spec.writable_dir)
@@ -147,7 +153,7 @@ async def open_driver(settings: Settings, context: OpenContext) -> AsyncIterator
         raise BackendUnavailable(f"{settings.program} is not installed", hint="apt install bubblewrap")
     program = filter_program()
     agent = agent_path()
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         machine = Machine(settings, context, nursery, agent=agent, bwrap=bwrap, program=program)
         driver = BubblewrapDriver(machine, nursery)
         try:
@@ -155,4 +161,3 @@ async def open_driver(settings: Settings, context: OpenContext) -> AsyncIterator
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
                 await driver.close()
-            nursery.cancel_scope.cancel()

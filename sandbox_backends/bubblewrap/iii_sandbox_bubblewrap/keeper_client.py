@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import trio
 
 from iii_core.errors import BackendUnavailable, SandboxError
+from iii_core.sandbox.background import open_background
 from iii_core.sandbox.host_processes import ProcessRecords, spawn
 
 if TYPE_CHECKING:
@@ -170,10 +171,9 @@ async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEven
             )
         try:
             client = KeeperClient(ours, await _greeting(ours), on_event)
-            async with trio.open_nursery() as nursery:
+            async with open_background() as nursery:
                 nursery.start_soon(client.run)
                 yield client
-                nursery.cancel_scope.cancel()
         finally:
             process.end()
 
