@@ -177,6 +177,7 @@ class Supervisor:
             "name": self._spec.name,
             "status": self._phase.value,
             **self._state.as_json(),
+            "pid": self._state.pid if self._run is not None else None,
             "restarts": self.history.restarts,
             "last_exit": self.history.last_exit,
             "error": {"code": error.code, "message": error.message, "hint": error.hint}

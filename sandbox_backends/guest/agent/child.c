@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <grp.h>
 #include <limits.h>
+#include <linux/capability.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,6 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -66,6 +70,27 @@ static void switch_ids(const struct spawn_spec *spec, int pipe) {
         fail_ids(pipe, errno, "user", spec->uid);
     if (groups_error != 0) /* judged last: where users can't be switched either, that is what people want to hear */
         fail(pipe, groups_error, "cannot set supplementary groups");
+}
+
+/* The agent may hold capabilities to switch ids and to signal other users' processes; what it starts holds none, and
+ * no_new_privs keeps an execve as uid 0 from bringing them back. */
+static bool drop_capabilities(void) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0 && syscall(SYS_capset, &header, none) == 0;
+}
+
+/* A confined agent keeps a few capabilities, to switch to other users of its sandbox and to signal them; its children get none.
+   In a machine of its own the agent can do everything, and root there stays root. */
+static void drop_capabilities(int pipe) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {0};
+    if (syscall(SYS_capget, &header, sets) == 0 &&
+        (sets[0].permitted & CAP_TO_MASK(CAP_SYS_ADMIN)))
+        return;
+    memset(sets, 0, sizeof sets);
+    if (syscall(SYS_capset, &header, sets) < 0) /* takes the ambient ones along */
+        fail(pipe, errno, "cannot drop capabilities");
 }
 
 static const char *path_of(char *const *env) {
@@ -126,7 +151,8 @@ void child_run(const struct spawn_spec *spec, const int standard[3], int failure
     reset_signals();
     umask(022);
     switch_ids(spec, failure);
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || !drop_capabilities())
+        fail(failure, errno, "cannot drop privileges");
     if (chdir(spec->cwd) < 0)
         fail(failure, errno, "working directory %s", spec->cwd);
     int error = search_and_exec(spec);

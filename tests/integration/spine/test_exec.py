@@ -114,6 +114,22 @@ def test_a_terminal(running: IIIProject) -> None:
     assert done.stdout.replace(b"\r\n", b"\n").startswith(b"24 80\n/dev/pts/")
 
 
+def test_nothing_inside_has_privileges(running: IIIProject) -> None:
+    """Neither what exec starts nor the worker itself; and the host's processes and root are not there."""
+    for pid in ("self", "$(ps | awk '/worker.py/ && !/awk/ {print $1}')"):
+        status = running.ok(*ENTER, "--", "sh", "-c", f"cat /proc/{pid}/status")
+        facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert {facts[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
+        assert facts["NoNewPrivs"] == "1"
+        assert facts["Seccomp"] == "2"
+    assert running.run(*ENTER, "--", "mount", "-t", "tmpfs", "x", "/mnt").returncode != 0
+    assert running.run(*ENTER, "--", "unshare", "-U", "true").returncode != 0
+    assert "iii_core" not in running.ok(*ENTER, "--", "ps")
+    interfaces = running.ok(*ENTER, "--", "cat", "/proc/net/dev").splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    assert running.ok(*ENTER, "--", "cat", "/proc/self/uid_map").split()[1] != "0"
+
+
 def test_what_cannot_be_entered(running: IIIProject) -> None:
     for name, text in (("nobody", b"W112"), ("iii-worker-manager", b"inside the engine"), ("../x", b"W100")):
         done = running.run("worker", "exec", name, "--", "true")
