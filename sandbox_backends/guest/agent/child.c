@@ -4,7 +4,6 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/capability.h>
-#include <linux/capability.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,7 +12,6 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
@@ -78,19 +76,6 @@ static bool drop_capabilities(void) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
     return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0 && syscall(SYS_capset, &header, none) == 0;
-}
-
-/* A confined agent keeps a few capabilities, to switch to other users of its sandbox and to signal them; its children get none.
-   In a machine of its own the agent can do everything, and root there stays root. */
-static void drop_capabilities(int pipe) {
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {0};
-    if (syscall(SYS_capget, &header, sets) == 0 &&
-        (sets[0].permitted & CAP_TO_MASK(CAP_SYS_ADMIN)))
-        return;
-    memset(sets, 0, sizeof sets);
-    if (syscall(SYS_capset, &header, sets) < 0) /* takes the ambient ones along */
-        fail(pipe, errno, "cannot drop capabilities");
 }
 
 static const char *path_of(char *const *env) {
