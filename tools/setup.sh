@@ -114,7 +114,7 @@ install_python() {
 # --- SDKs that the tests run against --------------------------------------------------------------------------------
 
 install_sdks() {
-    key=$(hash_of tools/iiitools/sdks.py tools/iiitools/sdk_table.py)
+    key=$(hash_of tools/iiitools/sdks.py tests/integration/sdk/node tests/integration/sdk/python)
     if is_fresh sdks "$key" && [ -d build/sdks ]; then return; fi
     say "installing the published SDKs that the tests use"
     PYTHONPATH=tools .venv/bin/python -m iiitools.sdks </dev/null || die "installing the SDKs failed"

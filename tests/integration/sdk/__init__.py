@@ -1,0 +1,1 @@
+"""The published SDKs, unmodified, as callers and workers of our engine."""
