@@ -259,7 +259,9 @@ class CoreWorker(Endpoint, Topology):
             config=m.NULL if given.config is m.ABSENT else given.config,
             metadata=given.metadata,
         )
-        reason = self.router.refuse_trigger(message, sum(found.owner is None for found in self.router.triggers))
+        reason = self.router.refuse_trigger(message)
+        if sum(found.owner is None for found in self.router.triggers) >= self.limits.triggers:
+            reason = f"there are {self.limits.triggers} triggers without an owner already"
         if reason is not None:
             raise InvocationError(codes.LIMIT_EXCEEDED, reason)
         return message

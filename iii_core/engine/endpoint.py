@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from iii_core.engine.credit import Credit
 from iii_core.engine.policy import Policy
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from iii_core.engine.invocations import Invocation
     from iii_core.protocol.limits import EngineLimits
     from iii_core.protocol.messages import InvokeFunction, ToWorker
+
+
+log = logging.getLogger(__name__)
+
+LOG_INTERVAL: Final = 1.0
+"""Seconds between two log lines about one worker's faults."""
 
 
 class WorkerStatus(StrEnum):
@@ -85,7 +92,17 @@ class Endpoint(ABC):
         self.held_bytes = 0
         self.ready = False
         self.attached = False
+        self._said_at = float("-inf")
+        self._unsaid = 0
         self.reattach_token = str(uuid.uuid4())
+
+    def complain(self, text: str) -> None:
+        """Log what the worker did wrong, one line per `LOG_INTERVAL` at most: a worker must not fill the log."""
+        self._unsaid += 1
+        now = time.monotonic()
+        if now - self._said_at >= LOG_INTERVAL:
+            log.warning("%r: %s%s", self, text, f" ({self._unsaid} such lines)" if self._unsaid > 1 else "")
+            self._said_at, self._unsaid = now, 0
 
     @property
     def id(self) -> str:

@@ -61,7 +61,7 @@ def answer(caller: Endpoint, request: InvokeFunction, result: Raw = ABSENT, erro
     invocation_id = answer_id(request)
     if invocation_id is None:
         if error is not None:
-            log.info("void call of %r by %r failed: %s: %s", request.function_id, caller, error.code, error.message)
+            caller.complain(f"void call of {request.function_id[:100]!r} failed: {error.code}: {error.message[:200]!r}")
         return
     message = InvocationResult(
         invocation_id=invocation_id,

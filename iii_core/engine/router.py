@@ -7,7 +7,6 @@ sees a half-made change, and a worker's messages take effect in the order in whi
 from __future__ import annotations
 
 import hmac
-import logging
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -21,10 +20,10 @@ from iii_core.protocol import messages as m
 from iii_core.protocol.codec import body_of, call_frame, with_caller
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from iii_core.engine.endpoint import Endpoint
     from iii_core.protocol.limits import EngineLimits
-
-log = logging.getLogger(__name__)
 
 ENQUEUE_FUNCTION: Final = "engine::queue::enqueue"
 RESERVED: Final = "engine::"
@@ -112,13 +111,16 @@ class Router:
 
     def register_function(self, worker: Endpoint, message: m.RegisterFunction, wire_id: str) -> None:
         """Register a function; ``wire_id`` is the worker's own name for it. A refusal is logged, never sent (§1.5)."""
-        reason = self._refuse_id(worker, message.id, "function") or self._refuse_size(message)
-        if reason is None and len(worker.functions) >= self.limits.functions and wire_id not in worker.functions:
-            reason = f"a worker may register {self.limits.functions} functions"
+        limit = self.limits.functions
+        reason = (
+            self._refuse_id(worker, message.id, "function")
+            or self._refuse_size(message)
+            or _refuse_count(worker, wire_id, worker.functions, limit, "functions")
+        )
         if reason is None and message.invocation is not m.ABSENT and not m.is_null(message.invocation):
             reason = "this engine has no worker that calls functions over HTTP"
         if reason is not None:
-            log.warning("refused the function %.100r of %r: %s", message.id, worker, reason)
+            worker.complain(f"refused the function {message.id[:100]!r}: {reason}")
             return
         worker.ready = True
         self.functions.add(worker, message, wire_id)
@@ -126,34 +128,34 @@ class Router:
 
     def register_trigger(self, worker: Endpoint, message: m.RegisterTrigger) -> None:
         """Register a trigger; a worker whose trigger is over a limit gets a refusal."""
-        others = len(worker.triggers) - (message.id in worker.triggers)
-        reason = self.refuse_trigger(message, others)
+        limit = self.limits.triggers
+        reason = self.refuse_trigger(message) or _refuse_count(worker, message.id, worker.triggers, limit, "triggers")
         if reason is not None:
-            log.warning("refused the trigger %.100r of %r: %s", message.id, worker, reason)
+            worker.complain(f"refused the trigger {message.id[:100]!r}: {reason}")
             worker.send(refusal(message, m.ErrorBody(code=codes.LIMIT_EXCEEDED, message=reason)), worker)
             return
         worker.ready = True
         self.triggers.add(worker, message)
         self.topology.registrations_changed()
 
-    def refuse_trigger(self, message: m.RegisterTrigger, others: int) -> str | None:
-        """Why a trigger is over a limit, or None; ``others`` is how many more its owner has."""
+    def refuse_trigger(self, message: m.RegisterTrigger) -> str | None:
+        """Why a trigger is over a limit of length or size, or None."""
         for identifier in (message.id, message.trigger_type, message.function_id):
             reason = self._refuse_length(identifier)
             if reason is not None:
                 return reason
-        if others >= self.limits.triggers:
-            return f"a worker may register {self.limits.triggers} triggers"
         return self._refuse_size(message)
 
     def register_trigger_type(self, worker: Endpoint, message: m.RegisterTriggerType) -> None:
         """Register a trigger type; a refusal is logged, never sent."""
-        reason = self._refuse_id(worker, message.id, "trigger type") or self._refuse_size(message)
-        known = message.id in worker.trigger_types
-        if reason is None and len(worker.trigger_types) >= self.limits.trigger_types and not known:
-            reason = f"a worker may register {self.limits.trigger_types} trigger types"
+        limit = self.limits.trigger_types
+        reason = (
+            self._refuse_id(worker, message.id, "trigger type")
+            or self._refuse_size(message)
+            or _refuse_count(worker, message.id, worker.trigger_types, limit, "trigger types")
+        )
         if reason is not None:
-            log.warning("refused the trigger type %.100r of %r: %s", message.id, worker, reason)
+            worker.complain(f"refused the trigger type {message.id[:100]!r}: {reason}")
             return
         worker.ready = True
         self.triggers.add_type(worker, message)
@@ -260,3 +262,9 @@ class Router:
         if size <= self.limits.registration_bytes:
             return None
         return f"one registration may have {self.limits.registration_bytes} bytes"
+
+
+def _refuse_count(worker: Endpoint, identifier: str, owned: Collection[str], limit: int, what: str) -> str | None:
+    if worker.trusted or identifier in owned or len(owned) < limit:
+        return None
+    return f"a worker may register {limit} {what}"

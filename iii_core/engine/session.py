@@ -1,4 +1,4 @@
-"""One connection of a worker: a task that reads and handles frames in order, and one that writes.
+"""One connection of a worker: a task that reads and handles frames in order, one that writes, and a watchdog.
 
 Ownership: the session owns its peer and its outbox; whatever ends it (a close, a loss, an eviction, a stall, the
 engine's shutdown), the router forgets the worker exactly once and the connection is dropped without a close frame,
@@ -8,7 +8,6 @@ because old SDKs reconnect only then (spec protocol §11 #3).
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOG_INTERVAL: Final = 1.0
-"""Seconds between two log lines about malformed frames of one connection."""
+WATCH_TICKS: Final = 4
+"""How often per ``stall_timeout`` the watchdog looks."""
 
 
 class Session(Endpoint):
@@ -61,8 +60,8 @@ class Session(Endpoint):
         self._telemetry = telemetry
         self._outbox = Outbox(router.limits)
         self._scope = trio.CancelScope()
-        self._malformed = 0
-        self._logged_at = float("-inf")
+        self._sending = 0
+        self._batches = 0
 
     async def run(self) -> None:
         """Serve the worker until its connection ends. Never raises for what the worker does."""
@@ -73,6 +72,7 @@ class Session(Endpoint):
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write, name=f"writer of {self.id}")
+                    nursery.start_soon(self._watch, name=f"watchdog of {self.id}")
                     await self._read()
                     self._scope.cancel()
         finally:
@@ -123,7 +123,7 @@ class Session(Endpoint):
         try:
             message = decode(frame.data, text=frame.text)
         except MalformedFrame as error:
-            self._log_malformed(error)
+            self.complain(error.message)
             return
         if message is None:
             return
@@ -150,29 +150,34 @@ class Session(Endpoint):
             case _:
                 router.handle(self, message)
 
-    def _log_malformed(self, error: MalformedFrame) -> None:
-        self._malformed += 1
-        now = time.monotonic()
-        if now - self._logged_at >= LOG_INTERVAL:
-            log.warning("%r: %s (%d since the last line)", self, error.message, self._malformed)
-            self._logged_at = now
-            self._malformed = 0
-
     async def _write(self) -> None:
-        limits = self._router.limits
         try:
             while True:
                 batch = await self._outbox.take()
-                size = sum(len(entry.frame) for entry in batch)
                 frames = [Message(data=entry.frame) for entry in batch]
+                self._sending = sum(len(entry.frame) for entry in batch)
                 try:
-                    with trio.fail_after(limits.stall_timeout + size / limits.stall_rate):
-                        await self._peer.send_many(frames)
+                    await self._peer.send_many(frames)
                 finally:
+                    self._sending = 0
+                    self._batches += 1
                     self._outbox.settle(batch)
-        except trio.TooSlowError:
-            self.drop(f"it has taken nothing for {limits.stall_timeout:g} s")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             self._scope.cancel()
+
+    async def _watch(self) -> None:
+        """Drop the connection when it takes nothing for ``stall_timeout``, give or take a tick."""
+        limits = self._router.limits
+        before: tuple[int, int | None] = (-1, None)
+        stalled = 0.0
+        while True:
+            await trio.sleep(limits.stall_timeout / WATCH_TICKS)
+            now = self._batches, self._peer.progress
+            stalled = stalled + limits.stall_timeout / WATCH_TICKS if self._sending and now == before else 0.0
+            before = now
+            guess = 0.0 if now[1] is not None else self._sending / limits.stall_rate
+            if stalled >= limits.stall_timeout + guess:
+                self.drop(f"it has taken nothing for {stalled:.3g} s")
+                return

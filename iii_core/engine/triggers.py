@@ -182,7 +182,7 @@ class TriggerTable:
             return
         if message.error is not None:
             trigger.provider = None
-            log.warning("%r refused the trigger %r (%s): %s", provider, trigger.id, trigger.type, message.error.message)
+            provider.complain(f"refused the trigger {trigger.id!r} ({trigger.type!r}): {message.error.message[:200]!r}")
             if trigger.owner is not None:
                 trigger.owner.send(refusal(trigger, message.error), trigger.owner)
         outcomes, trigger.waiting = trigger.waiting, []

@@ -20,7 +20,7 @@ class EngineLimits:
         calls_in_flight: calls of one worker without an answer yet; a further one fails with ``limit_exceeded``.
         held_bytes: payload bytes of one worker's calls that in-process handlers are working on.
         stall_timeout: a worker whose connection takes nothing for this long is dropped.
-        stall_rate: bytes per second that count as progress: a message of n bytes gets ``n / stall_rate`` on top.
+        stall_rate: where a transport cannot tell how far a write got, one of n bytes gets ``n / stall_rate`` on top.
         functions: functions one worker may register.
         triggers: triggers one worker may register.
         trigger_types: trigger types one worker may register.
@@ -35,7 +35,7 @@ class EngineLimits:
     calls_in_flight: int = 65_536
     held_bytes: int = 256 * MIB
     stall_timeout: float = 30.0
-    stall_rate: int = 256 * 1024
+    stall_rate: int = 64 * 1024
     functions: int = 10_000
     triggers: int = 10_000
     trigger_types: int = 1_000

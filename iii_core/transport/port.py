@@ -89,6 +89,14 @@ class Peer(ABC):
         """At least one message: the next, and those that are here already without waiting. Raises like ``receive``."""
         return (await self.receive(),)
 
+    @property
+    def progress(self) -> int | None:
+        """A number that grows whenever bytes leave, within one message too; None if the transport cannot tell.
+
+        With it the engine tells a slow peer from one that takes nothing; without it, it must guess from sizes.
+        """
+        return None
+
     @abstractmethod
     def abort(self) -> None:
         """Drop the connection at once, without a closing handshake (clients see 1006 and reconnect). Idempotent."""
