@@ -290,11 +290,11 @@ class MuxStream:
     def _check_sending(self, channel: int | None) -> None:
         if channel is not None and not 0 <= channel <= frames.MAX_CHANNEL:
             raise UsageError(f"there is no channel {channel}")
+        if self._closed_here or channel in self._eof_sent:
+            raise trio.ClosedResourceError
         self._mux.check()
         if self._closed is not None:
             raise LinkClosed(f"the peer closed the stream ({self._closed.reason!r})")
-        if self._close_sent or channel in self._eof_sent:
-            raise trio.ClosedResourceError
 
     def _push(self, encoded: bytes) -> None:
         self._outbox.append(encoded)

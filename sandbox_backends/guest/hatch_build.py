@@ -1,4 +1,7 @@
-"""Builds the guest agent into the package: it is a static program, so the wheel is one for the platform, not for a Python."""
+"""Builds the guest agent into the package.
+
+It is a static program: the wheel depends on the machine's architecture, but not on its Python or C library.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class AgentBuildHook(BuildHookInterface[Any]):
         build_data["artifacts"].append(f"/{AGENT}")
         build_data["pure_python"] = False
         machine = platform.machine()
-        build_data["tag"] = f"py3-none-manylinux_2_17_{machine}.musllinux_1_1_{machine}"  # static: any C library will do
+        build_data["tag"] = f"py3-none-manylinux_2_17_{machine}.musllinux_1_1_{machine}"
 
 
 def build_agent(source: Path, out: Path) -> None:

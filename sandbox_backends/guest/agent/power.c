@@ -1,5 +1,6 @@
 /* How it all ends: power off, and the dead-man timer (docs/protocol/agent.md, "Power off"). */
 #include <signal.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "agent.h"
@@ -11,11 +12,22 @@ enum {
     LAST_MESSAGES_MS = 500, /* for the host to take what is left of the output */
 };
 
+/* As an init the agent reaches everything in the sandbox. Else it is the subreaper of what it started, and reaches its
+ * children: whoever is orphaned by their death becomes one, and is reached the next time. */
 static void signal_all(struct agent *a, int signal) {
-    if (getpid() == 1)
+    if (getpid() == 1) {
         kill(-1, signal);
-    else
-        processes_signal(a, signal); /* what left its group is out of reach; of an init nothing is */
+        return;
+    }
+    processes_signal(a, signal);
+    char path[64];
+    int child;
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    FILE *children = fopen(path, "re");
+    while (children != NULL && fscanf(children, "%d", &child) == 1)
+        kill(child, signal);
+    if (children != NULL)
+        fclose(children);
 }
 
 static void leave(struct timer *timer) {
@@ -47,8 +59,13 @@ void power_off(struct agent *a, int64_t grace_ms, int exit_status) {
 }
 
 void power_check(struct agent *a) {
-    if (a->power == POWER_ON || processes_reap(a))
+    if (a->power == POWER_ON)
         return;
+    if (processes_reap(a)) {
+        if (a->power == POWER_KILLED)
+            signal_all(a, SIGKILL);
+        return;
+    }
     if (!processes_have_streams(a) && link_idle(&a->link)) {
         loop_stop(&a->loop, a->exit_status);
     } else if (a->power != POWER_LEAVING) {

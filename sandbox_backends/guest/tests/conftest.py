@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
+from iii_sandbox_guest import agent_path
 
 from iii_core.sandbox.agent import Agent, AgentTimeouts, ServeTunnel, open_agent
-from iii_sandbox_guest import agent_path
+
+from .agentkit import StartAgent
 
 SOURCE = Path(__file__).parents[1] / "agent"
 SANITIZER_OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -49,7 +51,16 @@ class Running:
         return trio.SocketStream(trio.socket.from_stdlib_socket(self.link))
 
     async def ended(self) -> int:
-        return await trio.to_thread.run_sync(self.program.wait)
+        return await trio.to_thread.run_sync(self.program.wait, abandon_on_cancel=True)
+
+    async def end(self) -> None:
+        """The end of the link is the agent's end, and takes along what it started."""
+        self.link.close()
+        with trio.move_on_after(5, shield=True) as scope:
+            await self.ended()
+        self.program.kill()
+        self.program.wait()
+        assert not scope.cancelled_caught
 
 
 def start_program(program: Path, *, before: Sequence[str] = (), arguments: Sequence[str] = ()) -> Running:
@@ -64,9 +75,6 @@ def start_program(program: Path, *, before: Sequence[str] = (), arguments: Seque
 
 async def refuse_tunnel(_: trio.abc.Stream) -> None:
     raise AssertionError("nobody connects in this test")
-
-
-StartAgent = Callable[..., AbstractAsyncContextManager[Agent]]
 
 
 @pytest.fixture
@@ -92,8 +100,6 @@ def start_agent(agent_program: Path) -> StartAgent:
             with trio.fail_after(10):
                 assert await running.ended() == 0
         finally:
-            running.link.close()
-            running.program.kill()
-            running.program.wait()
+            await running.end()
 
     return start
