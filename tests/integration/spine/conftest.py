@@ -31,6 +31,7 @@ class IIIProject:
         self.config = folder / "config.yaml"
         self.log = folder / "engine.log"
         self.port = free_port()
+        self.wrapper: list[str] = []
         self.engine: subprocess.Popen[bytes] | None = None
         self.environ = {
             "PATH": os.environ["PATH"],
@@ -47,7 +48,12 @@ class IIIProject:
         """Start the engine and wait until it says that it is ready."""
         with self.log.open("ab") as log:
             self.engine = subprocess.Popen(
-                [III], cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self.wrapper, III],
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         offset = 0
         deadline = time.monotonic() + 20
@@ -69,7 +75,7 @@ class IIIProject:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run ``iii`` with these arguments."""
         return subprocess.run(
-            [III, *arguments],
+            [*self.wrapper, III, *arguments],
             cwd=self.folder,
             env=self.environ,
             input=stdin if stdin is not None else b"",
@@ -87,7 +93,7 @@ class IIIProject:
     def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start ``iii`` with pipes on all three streams."""
         return subprocess.Popen(
-            [III, *arguments],
+            [*self.wrapper, III, *arguments],
             cwd=self.folder,
             env=self.environ,
             stdin=subprocess.PIPE,

@@ -1,0 +1,96 @@
+"""A one-shot worker on another machine: it connects to a remote engine, does its work, and leaves (seed 003).
+
+The two machines are two network namespaces joined by a veth pair, so nothing of this machine's network is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iiitools.sdks import SDKS, Sdk
+
+if TYPE_CHECKING:
+    from conftest import IIIProject
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces with veth need root"),
+]
+ENGINE, WORKER = "10.203.0.1", "10.203.0.2"
+ONE_SHOT = """
+import os, sys
+from iii import InitOptions, register_worker
+worker = register_worker(os.environ["III_URL"], InitOptions(worker_name="job"))
+print(worker.trigger({"function_id": "engine::workers::list", "payload": {}})["workers"][0]["ip_address"])
+worker.shutdown()
+"""
+
+
+@dataclass(frozen=True)
+class TwoMachines:
+    """Names of two network namespaces."""
+
+    engine: str
+    worker: str
+
+    def run(self, where: str, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ip", "netns", "exec", where, *command],
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+
+
+@pytest.fixture
+def machines() -> Iterator[TwoMachines]:
+    made = TwoMachines(f"iii-engine-{os.getpid()}", f"iii-worker-{os.getpid()}")
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+
+    try:
+        for name in (made.engine, made.worker):
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", made.engine, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", made.worker)
+        for name, device, address in ((made.engine, "v0", ENGINE), (made.worker, "v1", WORKER)):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", device)
+            ip("-n", name, "link", "set", device, "up")
+        yield made
+    finally:
+        for name in (made.engine, made.worker):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=10)
+
+
+@pytest.fixture
+def sdk() -> Sdk:
+    return next(sdk for sdk in SDKS if sdk.label == "python-0.25.0")
+
+
+def test_a_one_shot_worker_on_another_machine(machines: TwoMachines, project: IIIProject, sdk: Sdk) -> None:
+    project.config.write_text(
+        f"workers:\n- {{name: iii-worker-manager, config: {{host: {ENGINE}, port: {project.port}}}}}\n"
+    )
+    project.wrapper = ["ip", "netns", "exec", machines.engine]
+    project.start()
+    env = {"III_URL": f"ws://{ENGINE}:{project.port}", "OTEL_ENABLED": "false", "HOME": str(project.folder)}
+    done = machines.run(machines.worker, sdk.interpreter, "-c", ONE_SHOT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == WORKER
+    deadline = time.monotonic() + 10
+    listing = ["trigger", "engine::workers::list", "--address", ENGINE, "--port", str(project.port)]
+    while any(w["name"] == "job" for w in json.loads(project.ok(*listing))["workers"]):
+        assert time.monotonic() < deadline, "the worker that shut down is still listed"
+        time.sleep(0.1)
