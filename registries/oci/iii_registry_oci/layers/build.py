@@ -1,0 +1,153 @@
+"""The program that turns layers into a squashfs image: ``python -m iii_registry_oci.layers.build``.
+
+It is a process of its own because reading headers by the ten thousand would hold up an event loop, because its memory
+can be bounded, and because killing its process group cancels it at any point, ``sqfstar`` included.
+
+One JSON object on stdin (`Request`); JSON lines on stdout: ``{"moved": BYTES}`` …, then ``{"result": {…}}`` or
+``{"error": {…}}`` with the name of an error of `iii_core.errors`.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from iii_core.errors import IIIError, ImageError, SpawnError, StorageFull
+from iii_registry_oci.layers.blob import Layer
+from iii_registry_oci.layers.entry import Entry
+from iii_registry_oci.layers.limits import MIB, Limits
+from iii_registry_oci.layers.merge import Merged, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MEMORY = 3 * 1024 * MIB  # address space of this process and of sqfstar, each
+SQFSTAR_MEMORY = "256M"
+REPORT_EVERY = 4 * MIB
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SquashFS:
+    """``sqfstar`` writing one image from the tar archive it is sent.
+
+    The same archive always gives the same image: no clock and no host name gets in.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._stderr: IO[bytes] = tempfile.TemporaryFile(dir=output.parent)  # noqa: SIM115
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, root: Entry) -> Callable[[bytes], object]:
+        """Start it, with the root directory's metadata; gives where to write the archive."""
+        command = ["sqfstar", "-comp", "lz4", "-no-progress", "-quiet", "-exit-on-error", "-mem", SQFSTAR_MEMORY]
+        command += ["-mkfs-time", "0", "-root-mode", f"{root.mode:o}", "-root-time", str(root.mtime)]
+        command += ["-root-uid", str(root.uid), "-root-gid", str(root.gid), str(self._output)]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._stderr, bufsize=MIB
+            )
+        except FileNotFoundError:
+            raise SpawnError("sqfstar is not installed", hint="install squashfs-tools 4.5 or newer") from None
+        assert self._process.stdin is not None
+        return self._process.stdin.write
+
+    def finish(self) -> None:
+        """Close the archive and wait for the image. Raises `StorageFull`, `ImageError`."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # its exit status says why
+        status = self._process.wait()
+        if status:
+            self._stderr.seek(0)
+            raise self._failure(status, self._stderr.read(4096).decode(errors="backslashreplace").strip())
+
+    def _failure(self, status: int, said: str) -> IIIError:
+        if status == -25 or any(os.strerror(number) in said for number in FULL):  # SIGXFSZ
+            return StorageFull(f"No space is left for the root image {self._output.name}", hint="free some disk space")
+        return ImageError(f"sqfstar failed ({status}): {said[-1000:]}")
+
+
+def main() -> None:
+    """Do what stdin says."""
+    request: dict[str, Any] = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    try:
+        answer: dict[str, Any] = {"result": build(request, _Reporter(sys.stdout))}
+    except IIIError as error:
+        answer = {"error": _describe(error)}
+    except MemoryError:
+        answer = {"error": _describe(ImageError("The image has too many files for the memory it may take"))}
+    except OSError as error:
+        full = error.errno in FULL
+        kind = StorageFull if full else ImageError
+        answer = {"error": _describe(kind(f"Building the root image failed: {error.strerror}"))}
+    print(json.dumps(answer), flush=True)
+
+
+def build(request: dict[str, Any], report: Callable[[int], None]) -> dict[str, Any]:
+    """Build the image that ``request`` asks for; gives what `main` prints."""
+    layers = [Layer(**{**layer, "path": Path(layer["path"])}) for layer in request["layers"]]
+    output = Path(request["output"])
+    squashfs = SquashFS(output)
+    try:
+        merged = merge(
+            layers,
+            limits=Limits(**request["limits"]),
+            scratch=output.parent,
+            moved=report,
+            begin=squashfs.begin,
+        )
+    except BrokenPipeError:
+        squashfs.finish()  # tells why sqfstar gave up
+        raise
+    squashfs.finish()
+    return _result(merged)
+
+
+def _result(merged: Merged) -> dict[str, Any]:
+    manifest = None if merged.manifest is None else base64.b64encode(merged.manifest).decode()
+    return {
+        "entries": merged.entries,
+        "bytes": merged.bytes,
+        "left_out": merged.left_out,
+        "manifest": manifest,
+    }
+
+
+def _describe(error: IIIError) -> dict[str, Any]:
+    return {
+        "kind": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "details": error.details,
+    }
+
+
+class _Reporter:
+    """Reports bytes, a few megabytes at a time."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._moved = self._reported = 0
+
+    def __call__(self, moved: int) -> None:
+        self._moved += moved
+        if self._moved - self._reported >= REPORT_EVERY:
+            self._reported = self._moved
+            print(json.dumps({"moved": self._moved}), file=self._stream, flush=True)
+
+
+if __name__ == "__main__":
+    main()

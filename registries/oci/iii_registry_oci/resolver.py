@@ -1,0 +1,227 @@
+"""The resolver: from a reference to an image in the store."""
+
+from __future__ import annotations
+
+import errno
+import tarfile
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from iii_core.errors import DigestMismatch, ImageNotFound, ImageUnsafe, StorageFull
+from iii_core.images.port import Image, ImageConfig, ImageResolver, Progress, ProgressSink
+from iii_core.sandbox.port import RootImage
+from iii_registry_oci import manifest as documents
+from iii_registry_oci.hints import parse_hints
+from iii_registry_oci.layers.blob import Layer
+from iii_registry_oci.layers.limits import Limits
+from iii_registry_oci.manifest import Descriptor, Index, Manifest
+from iii_registry_oci.reference import LocalReference, Reference, parse
+from iii_registry_oci.rootimage import build_root
+from iii_registry_oci.skopeo import Skopeo
+from iii_registry_oci.store import FORMAT, ImageStore, StoredImage, blobs_of, staging_blob
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Mapping
+
+    from iii_core.records import OpenContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A reference's manifest for this machine."""
+
+    digest: str
+    manifest: Manifest
+
+
+class OciResolver(ImageResolver):
+    """Images of registries and local archives, pulled with skopeo into one store of root images."""
+
+    def __init__(self, store: ImageStore, environ: Mapping[str, str], limits: Limits | None = None) -> None:
+        self._store = store
+        self._environ = environ
+        self._limits = limits or Limits()
+        self._skopeo = Skopeo(environ, self._limits)
+        self._platform = documents.host_platform()
+
+    async def fetch(self, source: str, *, refresh: bool, progress: ProgressSink) -> Image:
+        """See `ImageResolver.fetch`. A digest cannot move, so such an image is never looked up again."""
+        reference = parse(source, cwd=Path.cwd())
+        found = self._store.lookup(reference.canonical, self._platform)
+        if found and (not refresh or reference.digest):
+            progress(Progress(stage="stored", item=reference.canonical))
+            return self._image(reference, found)
+        with _full_disk():
+            progress(Progress(stage="resolving", item=reference.canonical))
+            with self._store.staging() as staging:
+                resolved = await self._resolve(reference, staging)
+            stored = self._store.find(resolved.digest)
+            if stored:
+                await trio.to_thread.run_sync(self._store.refer, reference.canonical, self._platform, stored.digest)
+            else:
+                stored = await self._pull_once(reference, resolved, progress)
+        progress(Progress(stage="stored", item=reference.canonical))
+        return self._image(reference, stored)
+
+    async def stored(self, source: str) -> Image | None:
+        """See `ImageResolver.stored`."""
+        reference = parse(source, cwd=Path.cwd())
+        found = self._store.lookup(reference.canonical, self._platform)
+        return self._image(reference, found) if found else None
+
+    async def remove(self, source: str) -> int:
+        """See `ImageResolver.remove`; 0 for a reference that is not stored."""
+        reference = parse(source, cwd=Path.cwd())
+        return await trio.to_thread.run_sync(self._store.forget, reference.canonical, self._platform)
+
+    async def _resolve(self, reference: Reference, scratch: Path) -> Resolved:
+        """Ask for the manifest; where it is an index, for the one of this machine."""
+        raw = await self._skopeo.manifest(reference, None, scratch)
+        digest = documents.digest_of(raw)
+        if reference.digest:
+            documents.check_digest(raw, reference.digest, f"The manifest of {reference.canonical}")
+        document = documents.parse_document(raw, self._limits)
+        if isinstance(document, Index):
+            chosen = documents.choose(document, self._platform)
+            raw = await self._child(reference, chosen, scratch)
+            digest = documents.check_digest(
+                raw, chosen.digest, f"The {self._platform} manifest of {reference.canonical}"
+            )
+            document = documents.parse_document(raw, self._limits)
+        if isinstance(document, Index):
+            raise ImageUnsafe(f"{reference.canonical} is an index of indexes", hint="such images are not supported")
+        return Resolved(digest=digest, manifest=document)
+
+    async def _child(self, reference: Reference, chosen: Descriptor, scratch: Path) -> bytes:
+        if chosen.size > self._limits.manifest:
+            raise ImageUnsafe(f"{reference.canonical}: a manifest of {chosen.size} bytes is too large")
+        if isinstance(reference, LocalReference):
+            return await trio.to_thread.run_sync(_local_blob, reference, chosen, self._limits.manifest)
+        return await self._skopeo.manifest(reference, chosen.digest, scratch)
+
+    async def _pull_once(self, reference: Reference, resolved: Resolved, progress: ProgressSink) -> StoredImage:
+        """Pull, unless another task or process did so while this one waited for its turn."""
+        async with self._store.pulling(resolved.digest):
+            stored = self._store.find(resolved.digest)
+            if stored:
+                await trio.to_thread.run_sync(self._store.refer, reference.canonical, self._platform, stored.digest)
+                return stored
+            try:
+                return await self._pull(reference, resolved, progress, reuse=True)
+            except DigestMismatch:
+                if not self._store.holds_any(blobs_of(resolved.manifest)):
+                    raise
+                return await self._pull(reference, resolved, progress, reuse=False)  # ours may be the damaged one
+
+    async def _pull(
+        self, reference: Reference, resolved: Resolved, progress: ProgressSink, *, reuse: bool
+    ) -> StoredImage:
+        with self._store.staging() as staging:
+            await self._download(reference, resolved, staging, progress, reuse=reuse)
+            config, layers = self._check(reference, resolved.manifest, staging)
+            root = staging / "root.squashfs"
+            total = 2 * sum(layer.size for layer in layers)
+            raw_hints = await build_root(
+                layers,
+                root,
+                limits=self._limits,
+                environ=self._environ,
+                moved=lambda done: progress(
+                    Progress(stage="unpacking", item=reference.canonical, done=min(done, total), total=total)
+                ),
+            )
+            image = StoredImage(
+                format=FORMAT,
+                digest=resolved.digest,
+                size=root.stat().st_size,
+                platform=str(self._platform),
+                config=config,
+                hints=parse_hints(raw_hints) if raw_hints is not None else None,
+                blobs=blobs_of(resolved.manifest),
+            )
+            await trio.to_thread.run_sync(
+                self._store.publish, staging, root, image, reference.canonical, self._platform
+            )
+            return image
+
+    async def _download(
+        self, reference: Reference, resolved: Resolved, staging: Path, progress: ProgressSink, *, reuse: bool
+    ) -> None:
+        blobs = {blob.digest: blob.size for blob in (resolved.manifest.config, *resolved.manifest.layers)}
+        borrowed = self._store.borrow(blobs, staging) if reuse else set[str]()
+        total = sum(size for digest, size in blobs.items() if digest not in borrowed)
+
+        def arrived(done: int) -> None:
+            progress(Progress(stage="downloading", item=reference.canonical, done=done, total=total))
+
+        arrived(0)
+        digest = None if isinstance(reference, LocalReference) else resolved.digest
+        await self._skopeo.copy(reference, digest, self._platform, staging, expected=total, arrived=arrived)
+        arrived(total)
+
+    def _check(self, reference: Reference, manifest: Manifest, staging: Path) -> tuple[ImageConfig, list[Layer]]:
+        """Whether all that the manifest names is here, and the configuration is in order; layers are checked later."""
+        for blob in (manifest.config, *manifest.layers):
+            path = staging_blob(staging, blob.digest)
+            if not path.is_file() or path.stat().st_size != blob.size:
+                raise DigestMismatch(
+                    f"{reference.canonical}: the blob {blob.digest} did not arrive as its manifest describes it"
+                )
+        raw = staging_blob(staging, manifest.config.digest).read_bytes()
+        documents.check_digest(raw, manifest.config.digest, f"The configuration of {reference.canonical}")
+        found, config, diff_ids = documents.parse_config(raw, manifest, self._limits)
+        if (found.os, found.architecture) != (self._platform.os, self._platform.architecture):
+            raise documents.no_platform(self._platform, [found])
+        layers = [
+            Layer(path=staging_blob(staging, layer.digest), digest=layer.digest, size=layer.size, diff_id=diff_id)
+            for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)
+        ]
+        return config, layers
+
+    def _image(self, reference: Reference, stored: StoredImage) -> Image:
+        return Image(
+            reference=reference.canonical,
+            digest=stored.digest,
+            name=reference.name,
+            config=stored.config,
+            root=RootImage(path=self._store.root_path(stored.digest), format="squashfs", digest=stored.digest),
+            size=stored.size,
+            hints=stored.hints,
+        )
+
+
+@asynccontextmanager
+async def open_resolver(_config: object, context: OpenContext) -> AsyncGenerator[OciResolver, None]:
+    """Open the store in ``context.home``. Nothing runs in the background."""
+    store = ImageStore(context.home / "images")
+    with _full_disk():
+        await trio.to_thread.run_sync(store.prepare)
+    yield OciResolver(store, context.environ)
+
+
+@contextmanager
+def _full_disk() -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StorageFull("No space is left for the image store", hint="free some disk space") from error
+
+
+def _local_blob(reference: LocalReference, blob: Descriptor, most: int) -> bytes:
+    """A blob of a layout's folder or archive."""
+    name = f"blobs/sha256/{blob.digest.removeprefix('sha256:')}"
+    try:
+        if reference.scheme == "oci":
+            with (reference.path / name).open("rb") as file:
+                return file.read(most + 1)
+        with tarfile.open(reference.path) as archive:
+            member = archive.extractfile(name)
+            return member.read(most + 1) if member else b""
+    except (OSError, KeyError, tarfile.TarError):
+        raise ImageNotFound(f"{reference.canonical} lacks the manifest {blob.digest}") from None

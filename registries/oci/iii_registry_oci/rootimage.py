@@ -1,0 +1,104 @@
+"""Building a root image in its own process (`iii_registry_oci.layers.build`)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from iii_core import errors
+from iii_registry_oci.process import read_bounded, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from iii_registry_oci.layers.blob import Layer
+    from iii_registry_oci.layers.limits import Limits
+
+STALL_SECONDS = 120  # without a sign of progress
+STDERR_MAX = 16 * 1024
+LINE_MAX = 256 * 1024
+_KINDS = (errors.ImageUnsafe, errors.DigestMismatch, errors.StorageFull, errors.SpawnError, errors.ImageError)
+
+
+async def build_root(
+    layers: Sequence[Layer],
+    output: Path,
+    *,
+    limits: Limits,
+    environ: Mapping[str, str],
+    moved: Callable[[int], None],
+) -> bytes | None:
+    """Merge ``layers`` (base first) into the squashfs image ``output``; gives the image's ``/iii/worker.yaml``.
+
+    ``moved`` is told the bytes read so far: twice the layers' sizes in the end. Cancelling leaves an incomplete ``output``.
+
+    Raises:
+        ImageUnsafe, DigestMismatch, StorageFull, SpawnError, ImageError: as the building process says.
+    """
+    request = {
+        "layers": [{**asdict(layer), "path": str(layer.path)} for layer in layers],
+        "output": str(output),
+        "limits": asdict(limits),
+    }
+    command = [sys.executable, "-m", "iii_registry_oci.layers.build"]
+    said: list[bytes] = []
+    answer: dict[str, Any] = {}
+    environment = {"PATH": environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": ":".join(filter(None, sys.path))}
+    async with running(command, env=environment, cwd=output.parent, install="Python") as process:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+
+        async def collect() -> None:
+            said.append(await read_bounded(stderr, STDERR_MAX))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect)
+            try:
+                await stdin.send_all(json.dumps(request).encode())
+                await stdin.aclose()
+            except trio.BrokenResourceError:
+                pass  # it died; its status says so
+            answer = await _follow(stdout, moved)
+            await process.wait()
+    return _outcome(answer, process.returncode, b"".join(said))
+
+
+async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) -> dict[str, Any]:
+    """Read the lines; gives the last one that is not progress."""
+    pending = bytearray()
+    answer: dict[str, Any] = {}
+    while True:
+        with trio.move_on_after(STALL_SECONDS) as patience:
+            data = await stdout.receive_some(65536)
+        if patience.cancelled_caught:
+            raise errors.ImageError(f"Building the root image made no progress within {STALL_SECONDS} seconds")
+        if not data:
+            return answer
+        pending += data
+        *lines, pending = pending.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "moved" in message:
+                moved(message["moved"])
+            else:
+                answer = message
+
+
+def _outcome(answer: Mapping[str, Any], status: int | None, stderr: bytes) -> bytes | None:
+    if "result" in answer:
+        manifest = answer["result"]["manifest"]
+        return None if manifest is None else base64.b64decode(manifest)
+    if "error" in answer:
+        error = answer["error"]
+        kind = next((kind for kind in _KINDS if kind.__name__ == error["kind"]), errors.ImageError)
+        raise kind(error["message"], hint=error["hint"], details=error["details"])
+    text = stderr.decode(errors="backslashreplace").strip()[-1000:]
+    raise errors.ImageError(f"Building the root image failed ({status}): {text}")
