@@ -66,8 +66,7 @@ def become_bwrap(plan: BootPlan, console: int, descriptors: tuple[int, ...], ent
         os.dup2(console, 1)
         os.dup2(console, 2)
         _set_up(plan, enter)
-        bwrap = os.open(plan.bwrap, os.O_PATH | os.O_CLOEXEC)
-        _renumber(descriptors)
+        bwrap, *_ = _renumber((os.open(plan.bwrap, os.O_PATH | os.O_CLOEXEC), *descriptors))
         os.chdir("/")
         _reset_signals()
         os.execve(bwrap, plan.argv, {})
@@ -185,11 +184,13 @@ def _write_hosts(etc: int, hosts: str) -> None:
         file.write(hosts)
 
 
-def _renumber(descriptors: tuple[int, ...]) -> None:
-    """Give the descriptors their numbers; every other one closes on exec by itself."""
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_FD + len(descriptors)) for descriptor in descriptors]
-    for number, descriptor in enumerate(moved, FIRST_FD):
+def _renumber(descriptors: tuple[int, ...]) -> list[int]:
+    """Give all but the first their numbers; every other one closes on exec by itself. Returns where they are else."""
+    above = FIRST_FD + len(descriptors)
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in descriptors]
+    for number, descriptor in enumerate(moved[1:], FIRST_FD):
         os.dup2(descriptor, number, inheritable=True)
+    return moved
 
 
 def _reset_signals() -> None:

@@ -1,0 +1,233 @@
+"""What the sandbox conformance kit stands on: sandboxes a check can hold, and looks at the machine from outside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from iii_core.sandbox.agent import Agent, ExitStatus, ProcessSpec, open_agent
+from iii_core.sandbox.port import Capability, Limits, RootImage, SandboxDriver, SandboxSpec
+
+E = TypeVar("E", bound=Exception)
+
+PATIENCE = 30.0
+"""Seconds after which a check that waits has failed."""
+
+MARK = "/workspace/mark"
+"""A file that checks write."""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commands:
+    """What checks run inside, as argv. The defaults need a POSIX shell and the usual small programs in ``/bin``.
+
+    Attributes:
+        write: (path, text) puts text into a file.
+        read: (path) prints a file.
+        user_id: prints the user id.
+        allocate: (MiB) touches that much memory at once, and fails if it is not given.
+        fork: (n) runs n processes at once, and fails if it is not allowed to.
+    """
+
+    write: Callable[[str, str], Sequence[str]] = lambda path, text: (
+        "/bin/sh",
+        "-c",
+        'printf %s "$2" > "$1"',
+        "sh",
+        path,
+        text,
+    )
+    read: Callable[[str], Sequence[str]] = lambda path: ("/bin/cat", path)
+    user_id: Sequence[str] = ("/bin/id", "-u")
+    allocate: Callable[[int], Sequence[str]] = lambda mib: (
+        "/bin/dd",
+        "if=/dev/zero",
+        "of=/dev/null",
+        f"bs={mib}M",
+        "count=1",
+    )
+    fork: Callable[[int], Sequence[str]] = lambda count: (
+        "/bin/sh",
+        "-c",
+        f"i=0; while [ $i -lt {count} ]; do sleep 60 & i=$((i+1)); done; kill $(jobs -p)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What exists outside the sandboxes: what a check must leave as it found it."""
+
+    processes: frozenset[str]
+    descriptors: int
+    mounts: frozenset[str]
+    groups: frozenset[str]
+    files: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxesUnderTest:
+    """What the kit must be told.
+
+    Attributes:
+        open: opens the backend; called once or more per check.
+        image: what to boot; has what ``commands`` need.
+        folder: an empty folder for the sandboxes' files.
+        capabilities: what the backend declares.
+        commands: what to run inside.
+    """
+
+    open: Callable[[], AbstractAsyncContextManager[SandboxDriver]]
+    image: RootImage
+    folder: Path
+    capabilities: frozenset[Capability]
+    commands: Commands = field(default_factory=Commands)
+
+    def spec(self, sandbox_id: str = "one", limits: Limits | None = None) -> SandboxSpec:
+        """A spec whose files are in `folder`."""
+        return SandboxSpec(
+            id=sandbox_id,
+            root=self.image,
+            writable_dir=self.folder / f"{sandbox_id[:64]}.layer",
+            console=self.folder / f"{sandbox_id[:64]}.console",
+            hostname="conformance",
+            limits=limits or Limits(),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """What exists now."""
+        return Snapshot(
+            processes=frozenset(descendants(os.getpid())),
+            descriptors=len(list(Path("/proc/self/fd").iterdir())),
+            mounts=frozenset(Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()),
+            groups=frozenset(map(str, Path("/sys/fs/cgroup").glob("**/iii.*"))),
+            files=frozenset(str(path) for path in self.folder.rglob("*")),
+        )
+
+
+def descendants(root: int) -> list[str]:
+    """``pid name`` of all processes below one, zombies too; read from ``/proc``, whatever anybody reports."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        name, _, rest = stat.partition("(")[2].rpartition(")")
+        children.setdefault(int(rest.split()[1]), []).append((int(entry.name), name))
+    found: list[str] = []
+    waiting = [root]
+    while waiting:
+        for pid, name in children.get(waiting.pop(), []):
+            found.append(f"{pid} {name}")
+            waiting.append(pid)
+    return found
+
+
+@asynccontextmanager
+async def nothing_left(under_test: SandboxesUnderTest) -> AsyncGenerator[None]:
+    """The block leaves the machine as it was, a moment later at most."""
+    before = under_test.snapshot()
+    yield
+    deadline = trio.current_time() + 5
+    while (after := under_test.snapshot()) != before and trio.current_time() < deadline:  # noqa: ASYNC110
+        await trio.sleep(0.02)  # the kernel's own tidying has no event
+    for name in Snapshot.__slots__:
+        was, now = getattr(before, name), getattr(after, name)
+        assert was == now, f"{name} differ: {_difference(was, now)}"
+
+
+def _difference(was: object, now: object) -> str:
+    if isinstance(was, frozenset) and isinstance(now, frozenset):
+        return f"new {sorted(now - was)}, gone {sorted(was - now)}"
+    return f"{was} before, {now} after"
+
+
+@asynccontextmanager
+async def started(under_test: SandboxesUnderTest) -> AsyncGenerator[tuple[SandboxDriver, str]]:
+    """An open backend with one running sandbox."""
+    async with under_test.open() as driver:
+        spec = under_test.spec()
+        await driver.create(spec)
+        await driver.start(spec.id)
+        yield driver, spec.id
+
+
+@asynccontextmanager
+async def agent_of(driver: SandboxDriver, sandbox_id: str) -> AsyncGenerator[Agent]:
+    """Take the link of a running sandbox and talk to its agent; leaving ends the sandbox's agent."""
+    link = await driver.link(sandbox_id)
+    link.setblocking(False)
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(link))
+    async with open_agent(stream, tunnel_ports=[], serve_tunnel=_refuse) as agent:
+        yield agent
+
+
+async def _refuse(stream: trio.abc.Stream) -> None:
+    await stream.aclose()
+
+
+async def run(agent: Agent, argv: Sequence[str], *, uid: int | None = None) -> tuple[ExitStatus, str]:
+    """Run a program to its end; its status, and what it printed."""
+    spec = ProcessSpec(argv=argv, env={"PATH": PATH}, cwd="/", uid=uid, gid=uid)
+    process = await agent.spawn(spec)
+    printed = bytearray()
+    while (output := await process.receive_output()) is not None:
+        printed += output[1]
+    return await process.wait(), printed.decode(errors="replace")
+
+
+async def run_well(agent: Agent, argv: Sequence[str], *, uid: int | None = None) -> str:
+    """As `run`; the program must succeed."""
+    status, printed = await run(agent, argv, uid=uid)
+    assert status.as_shell() == 0, f"{argv} ended with {status}: {printed}"
+    return printed
+
+
+async def expect_error(kind: type[E], act: Callable[[], Awaitable[object]]) -> E:
+    """``act`` must raise ``kind``, within `PATIENCE`; returns the error."""
+    try:
+        with trio.fail_after(PATIENCE):
+            await act()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__} was raised")
+
+
+class _CancelAt(trio.abc.Instrument):
+    """Cancels a scope when a task is about to take its n-th step."""
+
+    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, step: int) -> None:
+        self._task = task
+        self._scope = scope
+        self._left = step
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+async def cancelled_at(step: int, act: Callable[[], Awaitable[object]]) -> bool:
+    """Run ``act`` and cancel it where it waits for the ``step``-th time; whether it was still running then.
+
+    What ``act`` itself raises comes out, as long as it is no cancellation.
+    """
+    with trio.CancelScope() as scope:
+        instrument = _CancelAt(trio.lowlevel.current_task(), scope, step)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await act()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return scope.cancelled_caught

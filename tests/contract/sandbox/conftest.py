@@ -1,0 +1,43 @@
+"""A tiny image and open backends for the sandbox contract tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iii_core.records import OpenContext
+from iii_core.sandbox.port import RootImage
+
+BUSYBOX = Path("/bin/busybox")
+PROGRAMS = "sh cat id sleep dd mount umount kill ps ip true touch stat mkdir mknod chmod ls env hostname wget".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
+    """A squashfs image of busybox, readable for everybody."""
+    folder = tmp_path_factory.mktemp("image")
+    root = folder / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "bin/busybox")
+    for name in PROGRAMS:
+        (root / "bin" / name).symlink_to("busybox")
+    path = folder / "tiny.squashfs"
+    subprocess.run(
+        ["mksquashfs", root, path, "-all-root", "-comp", "lz4", "-quiet", "-no-progress"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return RootImage(path=path, format="squashfs", digest="sha256:" + "0" * 64)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> OpenContext:
+    """Private folders for a sandbox host."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    return OpenContext(
+        state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", home=tmp_path / "home", environ=dict(os.environ)
+    )
