@@ -12,7 +12,7 @@ import pytest
 import trio
 from iiitools.sdks import SDKS, Sdk, install
 
-from iii_core.engine import Engine, EngineConfig, ListenerConfig, open_engine
+from iii_core.engine import Engine, EngineConfig, ListenerConfig, WorkerInfo, open_engine
 from iii_core.host import PluginHost
 
 from .driver import Client, open_client
@@ -38,15 +38,18 @@ class Hub:
         await client.do("function", function_id=function_id, behaviour=behaviour, **options)
         await self.wait_for_function(client.name, function_id)
 
-    async def wait_for_function(self, name: str, function_id: str) -> None:
+    async def wait_for_function(self, name: str, function_id: str) -> WorkerInfo:
+        """The worker of that name that has the function, as soon as there is one."""
         with trio.fail_after(30):
-            await self.engine.wait_for_worker(lambda worker: worker.name == name and function_id in worker.functions)
+            return await self.engine.wait_for_worker(
+                lambda worker: worker.name == name and function_id in worker.functions
+            )
 
-    async def wait_until_gone(self, name: str) -> None:
-        """Wait until no worker of that name is connected."""
+    async def wait_until_gone(self, worker_id: str) -> None:
+        """Wait until a worker is not connected any more."""
         with trio.fail_after(10):
             async for workers in self.engine.worker_changes():
-                if all(worker.name != name for worker in workers):
+                if all(worker.id != worker_id for worker in workers):
                     return
 
     def worker_ids(self, name: str) -> list[str]:
