@@ -61,7 +61,7 @@ def admit(rules: AdmissionRules, request: ConnectionRequest) -> Rejection | None
 
 
 def _admit_channel(request: ConnectionRequest) -> Rejection | None:
-    query = parse_qs(request.query, keep_blank_values=True, max_num_fields=32) if len(request.query) < 4096 else {}
+    query = parse_qs(request.query, keep_blank_values=True) if len(request.query) < 4096 else {}
     key, direction = query.get("key", [""]), query.get("dir", [""])
     if len(key) != 1 or not key[0] or direction not in (["read"], ["write"]):
         return Rejection(status=400, body="a channel needs key=… and dir=read or dir=write")

@@ -34,7 +34,7 @@ def describe(record: WorkerRecord, data: Mapping[str, Any]) -> None:
             setattr(record, key, clean(value) or None)
     if isinstance(value := data.get("description"), str):
         record.description = clean(value, DESCRIPTION_LENGTH) or None
-    if isinstance(pid := data.get("pid"), int) and 0 < pid < 2**63:
+    if type(pid := data.get("pid")) is int and 0 < pid < 2**63:
         record.pid = pid
     if isinstance(telemetry := data.get("telemetry"), dict):
         given = cast("dict[str, object]", telemetry)

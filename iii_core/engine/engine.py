@@ -6,6 +6,7 @@ new connections and the old ones dropped, then workers are asked to stop and giv
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from iii_core.engine.local import LocalWorker, make_record
 from iii_core.engine.observe import WorkerChanges, WorkerInfo, snapshot
 from iii_core.engine.policy import AccessDenied, Authenticate, allow_everything
 from iii_core.engine.session import Session
-from iii_core.errors import ConfigError, PluginMissing
+from iii_core.errors import ConfigError, PluginCollision, PluginMissing
 from iii_core.protocol import codes
 from iii_core.protocol.codec import encode
 from iii_core.protocol.messages import AccessError, ErrorBody
@@ -36,6 +37,8 @@ from iii_core.transport.port import Limits, ListenAddress, Listener, Message
 if TYPE_CHECKING:
     from iii_core.engine.inprocess import EngineClient
     from iii_core.transport.port import ConnectionRequest, MessageTransport, Peer, Rejection
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -148,7 +151,10 @@ class Engine:
             return admit(rules, request)
 
         async def serve(peer: Peer) -> None:
-            await self._serve(peer, authenticate)
+            try:
+                await self._serve(peer, authenticate)
+            except Exception:  # a fault of ours on one connection must not end the listener of all
+                log.exception("a connection failed")
 
         return Listener(admit=decide, serve=serve, limits=Limits(handshake_timeout=settings.handshake_timeout))
 
@@ -201,14 +207,9 @@ class Engine:
 
     def _wanted_workers(self, config: EngineConfig) -> dict[str, _WorkerSettings]:
         records = self._plugins.collect(InProcessWorker) if self._plugins and config.workers else {}
-        by_name = {alias: record for record in records.values() for alias in (record.name, *record.aliases)}
         wanted: dict[str, _WorkerSettings] = {}
         for name, settings in config.workers.items():
-            record = by_name.get(name)
-            if record is None:
-                raise PluginMissing(
-                    f"no plugin provides the in-process worker {name!r}", hint="`iii plugins list` shows what there is"
-                )
+            record = _find_worker(records, name)
             if record.name in wanted:
                 raise ConfigError(f"the in-process worker {record.name!r} is configured twice (it is also {name!r})")
             wanted[record.name] = _WorkerSettings(record, _settings(record, settings, f"workers.{name}"))
@@ -267,8 +268,12 @@ class Engine:
         try:
             with trio.fail_after(AUTHENTICATION_TIMEOUT):
                 policy = await authenticate(peer.request)
-        except (AccessDenied, trio.TooSlowError) as error:
-            await _deny(peer, error.message if isinstance(error, AccessDenied) else "authentication took too long")
+        except AccessDenied as error:
+            await _deny(peer, error.message)
+            return
+        except Exception:  # a fault of the plugin, which must neither let anybody in nor end the listener
+            log.exception("authentication failed")
+            await _deny(peer, "authentication failed")
             return
         if path == TELEMETRY_PATH:
             await self._consume_telemetry(peer)
@@ -364,6 +369,18 @@ def _settings(record: InProcessWorker | Transport, given: Mapping[str, Any], whe
         return msgspec.convert(dict(given), record.config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the settings of {where} are wrong: {error}") from error
+
+
+def _find_worker(records: Mapping[str, InProcessWorker], name: str) -> InProcessWorker:
+    found = [records[name]] if name in records else [record for record in records.values() if name in record.aliases]
+    if not found:
+        raise PluginMissing(
+            f"no plugin provides the in-process worker {name!r}", hint="`iii plugins list` shows what there is"
+        )
+    if len(found) > 1:
+        names = " and ".join(repr(record.name) for record in found)
+        raise PluginCollision(f"{name!r} is an alias of the in-process workers {names}", hint="use the worker's name")
+    return found[0]
 
 
 async def _deny(peer: Peer, message: str) -> None:

@@ -39,7 +39,7 @@ class ErrorBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     stacktrace: str | None = None
 
 
-class Action(msgspec.Struct, kw_only=True):
+class Action(msgspec.Struct, omit_defaults=True, kw_only=True):
     """How a call is to be run: ``void``, or ``enqueue`` with the name of a queue."""
 
     type: Literal["void", "enqueue"]

@@ -151,7 +151,8 @@ async def test_replies_of_a_paused_worker_are_not_needed_by_itself(open_bench: A
         nursery.start_soon(serve, right, "l::f", False)
         calls = [await caller.start_call("l::f") for _ in range(100)]
         with trio.fail_after(5):
-            assert [(await caller.result(call_id))["result"] for call_id in calls] == [1] * 100
+            for call_id in calls:
+                assert (await caller.result(call_id))["result"] == 1
         nursery.cancel_scope.cancel()
 
 
@@ -162,8 +163,8 @@ async def test_a_worker_that_takes_nothing_is_dropped(open_bench: Any) -> None:
         await provide(stuck, "stuck::f")
         calls = [await caller.start_call("stuck::f", "x" * 1000) for _ in range(10)]
         with trio.fail_after(5):
-            codes = {(await caller.result(call_id))["error"]["code"] for call_id in calls}
-        assert codes == {"invocation_stopped"}
+            for call_id in calls:
+                assert (await caller.result(call_id))["error"]["code"] == "invocation_stopped"
         assert [worker.id for worker in bench.engine.workers] == [caller.worker_id]
         assert stuck.peer.aborted
         assert stuck.peer.close_code is None
