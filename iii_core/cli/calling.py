@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import trio
 
+from iii_core.cli.running import run_async
 from iii_core.errors import EngineError, EngineNotRunning, InvalidValue, InvocationError, PluginMissing, UsageError
 from iii_core.project.config import DEFAULT_PORT, load_config, manager_port
 from iii_core.project.locate import read_record
@@ -91,7 +93,7 @@ def call(state: State, url: str, function: str, body: msgspec.Raw, timeout: floa
     record = _transport(state, url)
     folder = state.project.state_dir / "state" / record.name
     context = OpenContext(state_dir=folder, runtime_dir=folder, home=state.project.home, environ=state.project.environ)
-    return trio.run(_call, record, context, url, function, body, timeout)
+    return run_async(partial(_call, record, context, url, function, body, timeout))
 
 
 def pretty(value: msgspec.Raw) -> str:

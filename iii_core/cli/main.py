@@ -70,7 +70,7 @@ def _usage(error: typer.TyperException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         say(error.format_message())
     else:
-        hint = f"see '{context.command_path} --help'" if context is not None else None
+        hint = f"see '{context.command_path if context is not None else 'iii'} --help'"
         say_error(error.format_message(), hint)
     return error.exit_code
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer  # noqa: TC002 - Typer reads the annotations below
+import typer
 
 from iii_core.cli.state import state_of
 

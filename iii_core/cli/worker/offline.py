@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import trio
-
-from iii_core.errors import IIIError, leading_error
+from iii_core.cli.running import run_async
+from iii_core.errors import IIIError
 from iii_core.project.context import provider_context
 from iii_core.workers.image_service import open_images
 from iii_core.workers.install import add_worker, drop_layers, remove_from_config
@@ -25,17 +24,14 @@ def add_offline(
 ) -> dict[str, Any]:
     """Fetch ``source`` and declare it; a row as ``worker.add`` of the control socket gives it, ``offline`` set."""
     try:
-        return trio.run(partial(_add, state, source, force=force, reset_config=reset_config, progress=progress))
-    except (IIIError, BaseExceptionGroup) as error:
-        leader = leading_error(error)
-        if not isinstance(leader, IIIError):
-            raise
-        return {"error": {"code": leader.code, "message": leader.message, "hint": leader.hint}}
+        return run_async(partial(_add, state, source, force=force, reset_config=reset_config, progress=progress))
+    except IIIError as error:
+        return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 
 def remove_offline(project: Project, name: str) -> None:
     """Take a worker out of config.yaml and drop its writable layers. Raises `IIIError`."""
-    trio.run(_remove, project, name)
+    run_async(partial(_remove, project, name))
 
 
 async def _add(

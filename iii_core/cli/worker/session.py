@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from iii_core.cli.output import PIPE_EXIT
+from iii_core.cli.running import run_async
 from iii_core.control.client import decode, engine_gone, open_stream, result_of
-from iii_core.errors import IIIError, LinkError, leading_error
+from iii_core.errors import LinkError
 from iii_core.link.mux import Closed, Data, Message
 
 if TYPE_CHECKING:
@@ -59,12 +60,7 @@ class Session:
         """
         try:
             with _raw_terminal(self.terminal):
-                trio.run(self._run)
-        except BaseExceptionGroup as group:
-            leader = leading_error(group)
-            if isinstance(leader, IIIError):
-                raise leader from group
-            raise
+                run_async(self._run)
         except LinkError as error:
             raise engine_gone() from error
         assert self._code is not None

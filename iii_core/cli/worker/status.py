@@ -105,12 +105,12 @@ def _details(facts: dict[str, Any]) -> list[tuple[str, str | None]]:
     addresses: list[dict[str, Any]] = engine.get("listeners") or []
     listeners = ", ".join(f"ws://{at['host']}:{at['port']}" for at in addresses)
     at_line = f":{facts['line']}" if facts.get("line") else ""
-    down = facts["status"] == "engine-down"
+    down, inside = facts["status"] == "engine-down", facts.get("type") == "engine"
     return [
         ("engine", f"running {listeners}".strip() if engine else "stopped (run `iii` in another terminal)"),
         ("config", f"present type={facts.get('type')} ({facts.get('config_path')}{at_line})"),
         ("sandbox", _sandbox(facts)),
-        ("process", f"alive pid={facts['pid']}" if facts.get("pid") else "not started"),
+        ("process", f"alive pid={facts['pid']}" if facts.get("pid") else None if inside else "not started"),
         ("restarts", str(facts["restarts"]) if facts.get("restarts") else None),
         ("last exit", facts.get("last_exit")),
         ("worker", None if down else _registered(facts)),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MAX_TAIL: Final = 1 << 20
 _CHUNK: Final = 1 << 16
+_GENERATIONS: Final = 16
 _LONGEST_LINE: Final = 1 << 20
 
 
@@ -43,8 +44,9 @@ class Follower:
 
     def start(self) -> list[str]:
         """Open the file and give its last lines; following goes on behind them."""
-        self._open()
-        if self._file is None:
+        try:
+            self._file = self._path.open("rb")
+        except OSError:
             return []
         return _tail(self._file, self._count, whole=True)
 
@@ -54,24 +56,43 @@ class Follower:
             yield from self._read(self._file)
             if self._is_current(self._file):
                 return
-            if self._rest:
-                yield _text(self._rest)
-                self._rest = b""
-            self._file.close()
-        self._open()
-        if self._file is not None:
-            yield from self._read(self._file)
+            for missed in self._missed(self._file):
+                yield from self._change_to(missed)
+        try:
+            current = self._path.open("rb")
+        except OSError:
+            return
+        yield from self._change_to(current)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
 
-    def _open(self) -> None:
-        try:
-            self._file = self._path.open("rb")
-        except OSError:
-            self._file = None
+    def _change_to(self, file: BinaryIO) -> Iterator[str]:
+        """Leave one file for its successor; what has no line end there will never get one."""
+        if self._rest:
+            yield _text(self._rest)
+            self._rest = b""
+        self.close()
+        self._file = file
+        yield from self._read(file)
+
+    def _missed(self, file: BinaryIO) -> list[BinaryIO]:
+        """The generations (``.1`` is the youngest) between ``file`` and the current one, oldest first."""
+        missed: list[BinaryIO] = []
+        for number in range(1, _GENERATIONS + 1):
+            try:
+                older: BinaryIO = self._path.with_name(f"{self._path.name}.{number}").open("rb")
+            except OSError:
+                break
+            if os.path.sameopenfile(older.fileno(), file.fileno()):
+                older.close()
+                return missed[::-1]
+            missed.append(older)
+        for older in missed:  # the file we had is gone, so nobody knows which of these we have seen
+            older.close()
+        return []
 
     def _is_current(self, file: BinaryIO) -> bool:
         mine = os.fstat(file.fileno())

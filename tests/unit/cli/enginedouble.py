@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ class Double:
             edit_config, self.project, lambda text: put_worker(text, {"name": name, "image": source})
         )
         row = {
-            "source": source, "name": name, "image": source, "digest": "sha256:0", "size": 7_300_000, "version": "1.0.0",
-            "status": {"added": "installed", "unchanged": "already_current"}.get(edited.action, "replaced"),
+            "source": source, "name": name, "image": source, "digest": "sha256:0", "size": 7_300_000,
+            "version": "1.0.0", "status": {"added": "installed"}.get(edited.action, "already_current"),
             "description": "Does it", "manifest": name != "plain", "ready": call.args["wait"] and name != "never",
         }  # fmt: skip
         if name == "never":
@@ -156,6 +157,8 @@ async def run_process(call: Call) -> Any:
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
+            with trio.CancelScope(shield=True):
+                await process.wait()
     code = process.returncode
     return {"exit_code": 128 - code if code < 0 else code}
 
@@ -188,10 +191,8 @@ async def from_client(call: Call, process: Any, master: int) -> None:
             case Data(data=data) if master >= 0:
                 await trio.to_thread.run_sync(os.write, master, data)
             case Data(data=data):
-                try:
+                with suppress(trio.BrokenResourceError):
                     await process.stdin.send_all(data)
-                except trio.BrokenResourceError:
-                    pass
             case Eof():
                 if master >= 0:
                     os.write(master, b"\x04")
