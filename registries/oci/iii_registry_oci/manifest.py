@@ -1,7 +1,7 @@
 """Manifests, indexes and image configurations, checked before anything acts on them (OCI image-spec; Docker schema 2).
 
-What a document *is* is told by its content, because the registry's word for it is not covered by its digest. A document that
-could be read as two kinds is refused.
+What a document *is* is told by its content, because the registry's word for it is not covered by its digest. A
+document that could be read as two kinds is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Image references: the distribution project's grammar and the local schemes.
 
-A registry reference is ``[registry[:port]/]path[:tag][@sha256:…]``; what is left out becomes ``docker.io``, ``library/`` and
-``:latest``. A local image has its scheme in front: ``oci:DIR[:tag]``, ``oci-archive:FILE[:tag]``, ``docker-archive:FILE[:ref]``.
+A registry reference is ``[registry[:port]/]path[:tag][@sha256:…]``; what is left out becomes ``docker.io``,
+``library/`` and ``:latest``. A local image has its scheme in front: ``oci:DIR[:tag]``, ``oci-archive:FILE[:tag]``,
+``docker-archive:FILE[:ref]``.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from iii_core.errors import UsageError
+from iii_registry_oci.sources import local_scheme
 
 DEFAULT_REGISTRY = "docker.io"
-LOCAL_SCHEMES = ("oci", "oci-archive", "docker-archive")
 MAX_LENGTH = 1024
 MAX_REPOSITORY = 255  # distribution: reference.NameTotalLengthMax
 
@@ -94,13 +95,8 @@ def parse(source: str, *, cwd: Path) -> Reference:
         raise _fault(source, f"is longer than {MAX_LENGTH} characters")
     if not source.isprintable():
         raise _fault(source, "holds control characters")
-    scheme = _local_scheme(source)
+    scheme = local_scheme(source)
     return _parse_local(scheme, source, cwd) if scheme else _parse_registry(source)
-
-
-def _local_scheme(source: str) -> str | None:
-    scheme, colon, _ = source.partition(":")
-    return scheme if colon and scheme in LOCAL_SCHEMES else None
 
 
 def _parse_local(scheme: str, source: str, cwd: Path) -> LocalReference:

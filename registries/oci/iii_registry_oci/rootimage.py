@@ -36,7 +36,8 @@ async def build_root(
 ) -> bytes | None:
     """Merge ``layers`` (base first) into the squashfs image ``output``; gives the image's ``/iii/worker.yaml``.
 
-    ``moved`` is told the bytes read so far: twice the layers' sizes in the end. Cancelling leaves an incomplete ``output``.
+    ``moved`` is told the bytes read so far: twice the layers' sizes in the end. Cancelling leaves an incomplete
+    ``output``.
 
     Raises:
         ImageUnsafe, DigestMismatch, StorageFull, SpawnError, ImageError: as the building process says.
@@ -76,10 +77,11 @@ async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) 
     pending = bytearray()
     answer: dict[str, Any] = {}
     while True:
-        with trio.move_on_after(STALL_SECONDS) as patience:
-            data = await stdout.receive_some(65536)
-        if patience.cancelled_caught:
-            raise errors.ImageError(f"Building the root image made no progress within {STALL_SECONDS} seconds")
+        try:
+            with trio.fail_after(STALL_SECONDS):
+                data = await stdout.receive_some(65536)
+        except trio.TooSlowError:
+            raise errors.ImageError(f"Building the root image made no progress for {STALL_SECONDS} seconds") from None
         if not data:
             return answer
         pending += data

@@ -1,13 +1,14 @@
 """skopeo as a library: manifests and blobs from registries, layouts and archives.
 
-skopeo knows the transports, authentication, proxies, mirrors and signature policies of the containers tools, and reads the
-files in which users configure them. It never sees a secret of ours: the auth file is found through the environment.
+skopeo knows the transports, authentication, proxies, mirrors and signature policies of the containers tools, and reads
+the files in which users configure them. No secret passes through here: skopeo finds the auth file by the environment.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -197,10 +198,8 @@ def size_of(folder: Path) -> int:
     """Bytes of the files below a folder that others write to meanwhile."""
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(FileNotFoundError):  # renamed or removed since
             total += path.lstat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            pass  # renamed or removed since
     return total
 
 

@@ -1,7 +1,7 @@
 """What skopeo's words mean in terms of our errors.
 
-skopeo has one exit status for everything, so its message decides: a table of phrases, most telling first. A phrase that a
-later skopeo words differently ends in a plain `ImageError` that still shows the message.
+skopeo has one exit status for everything, so its message decides: a table of phrases, most telling first. A phrase
+that a later skopeo words differently ends in a plain `ImageError` that still shows the message.
 """
 
 from __future__ import annotations

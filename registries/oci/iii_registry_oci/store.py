@@ -112,8 +112,8 @@ class ImageStore:
         """Hold off others that would pull the same image."""
         path = self._locks / f"pull-{_hex(digest)[:2]}"  # a bounded number of files that are never removed
         with path.open("a") as lock:
-            while not _try_lock(lock):
-                await trio.sleep(LOCK_POLL_SECONDS)  # no event tells that another process let go of a file lock
+            while not _try_lock(lock):  # noqa: ASYNC110 (no event tells that another process let go of a lock)
+                await trio.sleep(LOCK_POLL_SECONDS)
             yield
 
     @contextmanager

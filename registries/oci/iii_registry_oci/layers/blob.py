@@ -70,15 +70,19 @@ class LayerReader:
         layer: what it should be.
         budget: what the image may still unpack to.
         moved: told the blob's bytes read since it was last told.
+        check: keep what `finish` needs; False for reading what was checked before.
     """
 
-    def __init__(self, blob: IO[bytes], layer: Layer, budget: Budget, moved: Callable[[int], None]) -> None:
+    def __init__(
+        self, blob: IO[bytes], layer: Layer, budget: Budget, moved: Callable[[int], None], *, check: bool = True
+    ) -> None:
         self._blob = blob
         self._layer = layer
         self._budget = budget
         self._moved = moved
         self._packed = hashlib.sha256()
         self._plain = hashlib.sha256()
+        self._check = check
         self._size = 0
         self._unpacked = 0
         self._chunks = self._unpack()
@@ -147,7 +151,8 @@ class LayerReader:
                     f"Layer {self._layer.digest} unpacks to more than {limits.ratio} times its size", hint=_HINT
                 )
             self._budget.spend_bytes(len(chunk))
-            self._plain.update(chunk)
+            if self._check:
+                self._plain.update(chunk)
             yield chunk
 
     def _decode(self) -> Iterator[bytes]:
@@ -176,13 +181,14 @@ class LayerReader:
                 raise DigestMismatch(
                     f"Layer {self._layer.digest} has more than the {self._layer.size} bytes of its manifest"
                 )
-            self._packed.update(chunk)
+            if self._check:
+                self._packed.update(chunk)
             self._moved(len(chunk))
             yield chunk
 
 
 def _gunzip(data: bytes, more: Iterator[bytes]) -> Iterator[bytes]:
-    """All members of a gzip file (RFC 1952 §2.2), in pieces of at most 4 × `CHUNK`; checks each CRC."""
+    """All members of a gzip file (RFC 1952 §2.2), in pieces of at most 4 * `CHUNK`; checks each CRC."""
     member = zlib.decompressobj(_GZIP)
     begun = False  # whether `member` has seen a byte
     while True:
@@ -203,20 +209,21 @@ def _gunzip(data: bytes, more: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(data: bytes, more: Iterator[bytes]) -> Iterator[bytes]:
-    """All frames of a zstd file, in pieces of at most 4 × `CHUNK`."""
+    """All frames of a zstd file, in pieces of at most 4 * `CHUNK`."""
     unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     with unpacker.stream_reader(_Source(data, more), read_across_frames=True) as reader:
         while plain := reader.read(4 * CHUNK):
             yield plain
 
 
-class _Source(io.RawIOBase):
+class _Source(io.BytesIO):
     """Chunks as the file that zstandard wants to read from; the chunks' size is its own business."""
 
     def __init__(self, first: bytes, more: Iterator[bytes]) -> None:
+        super().__init__()
         self._first: bytes | None = first
         self._more = more
 
-    def read(self, _size: int = -1, /) -> bytes:
+    def read(self, _size: int | None = -1, /) -> bytes:
         first, self._first = self._first, None
         return next(self._more, b"") if first is None else first

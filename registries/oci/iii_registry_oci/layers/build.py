@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -64,10 +65,8 @@ class SquashFS:
         """Close the archive and wait for the image. Raises `StorageFull`, `ImageError`."""
         assert self._process is not None
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # its exit status says why
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # its exit status says why
         status = self._process.wait()
         if status:
             self._stderr.seek(0)
@@ -98,7 +97,7 @@ def main() -> None:
 
 def build(request: dict[str, Any], report: Callable[[int], None]) -> dict[str, Any]:
     """Build the image that ``request`` asks for; gives what `main` prints."""
-    layers = [Layer(**{**layer, "path": Path(layer["path"])}) for layer in request["layers"]]
+    layers = [Layer(path=Path(layer.pop("path")), **layer) for layer in request["layers"]]
     output = Path(request["output"])
     squashfs = SquashFS(output)
     try:
@@ -120,7 +119,7 @@ def _result(merged: Merged) -> dict[str, Any]:
     manifest = None if merged.manifest is None else base64.b64encode(merged.manifest).decode()
     return {
         "entries": merged.entries,
-        "bytes": merged.bytes,
+        "data": merged.data,
         "left_out": merged.left_out,
         "manifest": manifest,
     }

@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 
 class Kind(enum.IntEnum):
-    """What an entry makes. ``SPECIAL`` is a device node or a FIFO: it takes the place of what was there, and is left out."""
+    """What an entry makes.
+
+    ``SPECIAL`` is a device node or a FIFO: it takes the place of what was there, and is left out of the image (spec
+    worker-cli §4: "skip device/fifo nodes"). Every sandbox has a ``/dev`` of its own, and a character device 0:0 would
+    be a whiteout to the overlay file system that the image becomes part of.
+    """
 
     FILE = 0
     DIRECTORY = 1

@@ -1,4 +1,4 @@
-"""POSIX pax records (POSIX.1-2017 ``pax``, "pax Extended Header"): ``"<length> <key>=<value>\\n"`` one after the other."""
+"""POSIX pax records (POSIX.1-2017, "pax Extended Header"): ``"<length> <key>=<value>\\n"`` one after the other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _DECIMAL = re.compile(rb"[0-9]{1,20}\Z")
 _TIME = re.compile(rb"(-?[0-9]{1,20})(?:\.[0-9]*)?\Z")
 _XATTR = b"SCHILY.xattr."
 
-# Of extended attributes those are kept that mean something to a worker. ``trusted.overlay.*`` and ``user.overlay.*`` would
-# direct the overlay file system that the image becomes part of; the rest of ``trusted`` and ``security`` (SELinux labels,
-# IMA hashes) belongs to the machine that built the image.
+# Of extended attributes those are kept that mean something to a worker. ``trusted.overlay.*`` and ``user.overlay.*``
+# would direct the overlay file system that the image becomes part of; the rest of ``trusted`` and ``security`` (SELinux
+# labels, IMA hashes) belongs to the machine that built the image.
 _KEPT = (b"user.", b"security.capability")
 _DROPPED = (b"user.overlay.", b"user.fuseoverlayfs.", b"user.rootlesscontainers", b"user.containers.")
 

@@ -1,8 +1,8 @@
 """A strict reader of tar headers: ustar, POSIX pax, GNU long names, and the old headers without a magic.
 
 Sources: POSIX.1-2017 ``pax`` ("ustar Interchange Format", "pax Header Block"), GNU tar manual ("Basic Tar Format"), and
-what Go's ``archive/tar`` does, which is what other OCI tools read layers with. Python's `tarfile` is far too lenient for
-hostile input and too slow for an image's thousands of entries.
+what Go's ``archive/tar`` does, which is what other OCI tools read layers with. Python's `tarfile` is far too lenient
+for hostile input and too slow for an image's thousands of entries.
 """
 
 from __future__ import annotations

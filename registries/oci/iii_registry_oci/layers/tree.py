@@ -1,4 +1,4 @@
-"""The merge: layers applied one after the other to a tree in memory (OCI image-spec ``layer.md``, "Applying Changesets").
+"""The merge: layers applied one after the other to a tree in memory (OCI image-spec, "Applying Changesets").
 
 Nothing here touches a file system. Where a name goes through a symbolic link that an earlier entry made, the link is
 followed inside the tree, never above its root, as tools do that apply a layer to a mounted image.
@@ -180,9 +180,8 @@ def is_whiteout(entry: Entry) -> bool:
     parent, _, name = entry.path.rpartition(b"/")
     if WHITEOUT not in entry.path:
         return False
-    if name.startswith(WHITEOUT) and name != OPAQUE and not name.startswith(AUFS):
-        if name.removeprefix(WHITEOUT) in (b"", b".", b".."):
-            raise ValueError("is a whiteout of nothing that has a name")
+    if name in (WHITEOUT, WHITEOUT + b".", WHITEOUT + b".."):
+        raise ValueError("is a whiteout of nothing that has a name")
     if any(part.startswith(WHITEOUT) for part in parent.split(b"/")) and not entry.path.startswith(AUFS):
         raise ValueError("lies below a whiteout")
     return name.startswith(WHITEOUT) or entry.path.startswith(AUFS)
