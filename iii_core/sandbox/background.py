@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 async def open_background() -> AsyncGenerator[trio.Nursery]:
     """A nursery whose tasks outlive the cancellation of its body.
 
-    A plain nursery cancels its tasks together with the body, so a body that tidies up in ``finally`` (shielded, bounded)
-    finds nobody there to take its answers. These tasks are cancelled when the body has left. One that fails still
-    cancels the body. The body's own exception comes out ungrouped.
+    A plain nursery cancels its tasks together with the body, so a body that tidies up in ``finally`` (shielded,
+    bounded) finds nobody there to take its answers. These tasks are cancelled when the body has left. One that fails
+    still cancels the body. The body's own exception comes out ungrouped.
     """
     async with open_service_nursery() as outer:
         background: trio.Nursery = await outer.start(_run)

@@ -2,9 +2,9 @@
 
 Why a process of its own: libvirt's event loop and the role of child subreaper are process-global and must not leak into
 a program that embeds the engine; a parent-death signal follows the thread that forked; and a crash inside a backend's C
-library then costs no engine. An engine opens one with `iii_core.sandbox.hostclient.open_sandbox_host`; tests may run the same
-thing in their own process with `open_inline_host`. Both live exactly as long as their ``async with`` block: when it
-ends, or when the engine dies, every sandbox is destroyed and its writable layer kept.
+library then costs no engine. An engine opens one with `iii_core.sandbox.hostclient.open_sandbox_host`; tests may run
+the same thing in their own process with `open_inline_host`. Both live exactly as long as their ``async with`` block:
+when it ends, or when the engine dies, every sandbox is destroyed and its writable layer kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from iii_core.link.nursery import open_service_nursery
 from iii_core.records import ProbeResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from iii_core.records import OpenContext, SandboxBackend
     from iii_core.sandbox.port import SandboxDriver
@@ -134,7 +134,7 @@ class _InlineHost(SandboxHost):
 @asynccontextmanager
 async def open_inline_host(
     backends: Mapping[str, SandboxBackend], context: OpenContext, config: Mapping[str, Any] | None = None
-) -> AsyncIterator[SandboxHost]:
+) -> AsyncGenerator[SandboxHost]:
     """Run a sandbox host inside this process: for tests, and for backends that start no processes.
 
     Args:

@@ -1,8 +1,9 @@
 """Starting processes inside the sandbox host, and never losing track of one.
 
-Two rules of Linux shape this module. ``PR_SET_PDEATHSIG`` fires when the *thread* that forked ends (``prctl(2)``), so every
-spawn happens in the calling thread, never in a worker thread as ``trio.open_process`` does it. And a pid alone is a bad
-name for a process, because it is reused: records hold the start time beside it (``proc_pid_stat(5)``, field 22).
+Two rules of Linux shape this module. ``PR_SET_PDEATHSIG`` fires when the *thread* that forked ends (``prctl(2)``), so
+every spawn happens in the calling thread, never in a worker thread as ``trio.open_process`` does it. And a pid alone
+is a bad name for a process, because it is reused: records hold the start time beside it (``proc_pid_stat(5)``, field
+22).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import msgspec
@@ -124,17 +125,22 @@ class MessageSocket:
             raise LinkClosed(f"the sandbox host connection broke: {error}") from error
         descriptors = _descriptors(ancillary)
         try:
-            if not data:
-                raise LinkClosed("the sandbox host connection ended")
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise LinkError("a message on the sandbox host connection is over its limit")
-            return self._decoder.decode(data), descriptors
-        except BaseException as error:
+            message = self._decode(data, flags)
+        except LinkError:
             for descriptor in descriptors:
                 os.close(descriptor)
-            if isinstance(error, msgspec.MsgspecError):
-                raise LinkError(f"malformed message on the sandbox host connection: {error}") from error
             raise
+        return message, descriptors
+
+    def _decode(self, data: bytes, flags: int) -> AnyMessage:
+        if not data:
+            raise LinkClosed("the sandbox host connection ended")
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise LinkError("a message on the sandbox host connection is over its limit")
+        try:
+            return self._decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise LinkError(f"malformed message on the sandbox host connection: {error}") from error
 
     def close(self) -> None:
         """Close; a blocked ``receive`` raises `LinkClosed`. Idempotent."""
@@ -148,7 +154,7 @@ def failure_of(error: BaseException) -> Failure:
             f"internal error of the sandbox backend: {type(error).__name__}: {error}",
             hint="the sandbox host's log has the traceback; please report it",
         )
-    codes = [cls.default_code for cls in type(error).__mro__ if isinstance(cls, type) and issubclass(cls, IIIError)]
+    codes = [cls.default_code for cls in type(error).__mro__ if issubclass(cls, IIIError)]
     return Failure(codes=codes, message=error.message, hint=error.hint, details=error.details)
 
 
@@ -181,6 +187,6 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def _encode_other(value: object) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if isinstance(value, PurePath):
+        return str(value)
     raise NotImplementedError(f"{type(value).__name__} cannot cross to the sandbox host")

@@ -24,7 +24,7 @@ from iii_core.sandbox.host_wire import Call, Cancel, Ended, MessageSocket, Open,
 from iii_core.sandbox.port import SandboxDriver, SandboxEvent, SandboxSpec, SandboxState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
     from iii_core.records import OpenContext
@@ -38,7 +38,7 @@ PROCESS_FOLDER = "processes"
 @asynccontextmanager
 async def open_sandbox_host(
     context: OpenContext, *, config: Mapping[str, Mapping[str, Any]] | None = None
-) -> AsyncIterator[SandboxHost]:
+) -> AsyncGenerator[SandboxHost]:
     """Start a sandbox host process, and end it (and all its sandboxes) with the block.
 
     First sweeps what an earlier host of the same ``context.runtime_dir`` left behind, so that folder must belong to one
@@ -77,7 +77,7 @@ async def open_sandbox_host(
 
 
 def _spawn(theirs: socket.socket, environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with open(log, "ab", opener=partial(os.open, mode=0o600)) as stderr:  # noqa: PTH123 - Path.open has no opener
+    with open(log, "ab", opener=partial(os.open, mode=0o600)) as stderr:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "iii_core.sandbox.hostproc", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -101,8 +101,7 @@ async def _wait_end(process: subprocess.Popen[bytes], limit: float) -> str:
             os.close(descriptor)
         if process.poll() is None:
             process.kill()
-            process.wait()
-    code = process.returncode
+    code = process.wait()  # it has ended, or does at once
     return f"signal {-code}" if code < 0 else f"exit {code}"
 
 

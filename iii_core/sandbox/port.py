@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 - msgspec reads these types when a spec crosses to the sandbox host
+from pathlib import Path  # msgspec reads these types when a spec crosses to the sandbox host
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TypeAlias
 
 import trio
-import trio.testing
 
 from iii_core.errors import LinkError, SandboxError, SandboxNotFound
 from iii_core.sandbox.port import Phase, SandboxDriver

@@ -1,7 +1,7 @@
 """Entry point: ``python -m iii_core.sandbox.hostproc FD``, where FD is the engine's connected socket.
 
-The process lives as long as the other end of that socket. It is a session of its own, so a terminal's Ctrl-C reaches the
-engine alone, which then closes the socket when it has stopped its workers.
+The process lives as long as the other end of that socket. It is a session of its own, so a terminal's Ctrl-C reaches
+the engine alone, which then closes the socket when it has stopped its workers.
 """
 
 from __future__ import annotations

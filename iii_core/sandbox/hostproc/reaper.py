@@ -1,8 +1,8 @@
 """Reaps what is not ours: processes that were orphaned below us and fell to us as child subreaper (``prctl(2)``).
 
-A child that this program started has an owner that waits for it, and must not be reaped behind the owner's back. The kernel
-does not tell the two apart, but time does: an owner collects its child at once, so a zombie that is still there at a second
-look is nobody's.
+A child that this program started has an owner that waits for it, and must not be reaped behind the owner's back. The
+kernel does not tell the two apart, but time does: an owner collects its child at once, so a zombie that is still there
+at a second look is nobody's.
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ class RunningBoot:
     async def wait_running(self) -> bool:
         """Wait until the agent runs (True) or the boot has ended (False).
 
-        bwrap says when it has made its child, and nothing says when that child has become the agent; but until then it is
-        called ``bwrap``. Those are a few milliseconds.
+        bwrap says when it has made its child, and nothing says when that child has become the agent; but until then it
+        is called ``bwrap``. Those are a few milliseconds.
         """
         while self.agent is None and not self.ended.is_set():
             await self._progress.wait()
-        while not self.ended.is_set() and self._is_bwrap_yet():
+        while not self.ended.is_set() and self._is_bwrap_yet():  # noqa: ASYNC110
             await trio.sleep(_EXEC_POLL)
         return not self.ended.is_set()
 

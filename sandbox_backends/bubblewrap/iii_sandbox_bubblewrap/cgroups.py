@@ -1,7 +1,7 @@
 """Resource limits through control groups, version 1 or 2, where this process may write them (``cgroups(7)``).
 
-A group is named ``iii.<pid>.<start time>.<sandbox>`` after the process that made it, so the next one can tell and remove what a
-killed predecessor left, without any record of its own.
+A group is named ``iii.<pid>.<start time>.<sandbox>`` after the process that made it, so the next one can tell and
+remove what a killed predecessor left, without any record of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cgroups:
         return frozenset(self._parents)
 
     def create(self, sandbox: str, limits: Limits) -> tuple[Path, ...]:
-        """Make the groups that ``limits`` need; processes are then put into each. Raises ``OSError``, leaving nothing."""
+        """Make the groups that ``limits`` need; a process joins each. Raises ``OSError``, and leaves nothing then."""
         wanted: dict[Path, dict[str, str]] = {}
         for controller, parent in self._parents.items():
             values = _values(controller, limits, unified=parent.unified)
@@ -67,7 +67,7 @@ class Cgroups:
 
     def remove(self, groups: Iterable[Path]) -> bool:
         """Remove groups whose processes have ended; False if one is still busy."""
-        return all([_remove(group) for group in groups])
+        return all(list(map(_remove, groups)))
 
     def sweep(self) -> None:
         """Kill and remove what processes that no longer live have left."""
@@ -159,7 +159,7 @@ def _cgroup_mounts(mountinfo: str) -> Iterable[tuple[str, Path, str, list[str]]]
     """(root, mount point, type, super options) of the cgroup file systems (``proc_pid_mountinfo(5)``)."""
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        kind, _, options = (right.split(" ") + ["", "", ""])[:3]
+        kind, _, options = [*right.split(" "), "", "", ""][:3]
         if kind in ("cgroup", "cgroup2"):
             fields = left.split(" ")
             yield fields[3], Path(fields[4]), kind, options.split(",")
@@ -178,8 +178,8 @@ def _may_make_groups(folder: Path) -> bool:
 def _unified_parents(mount_point: Path, own: Path) -> dict[str, Path]:
     """The nearest group upwards that we may write and that hands controllers on.
 
-    A group that has processes cannot hand controllers on ("no internal processes"), so ours rarely does but an ancestor may; and
-    moving a process needs write access to the common ancestor, which that ancestor is.
+    A group that has processes cannot hand controllers on ("no internal processes"), so ours rarely does but an
+    ancestor may; and moving a process needs write access to the common ancestor, which that ancestor is.
     """
     folder = own
     while folder == mount_point or mount_point in folder.parents:

@@ -21,7 +21,7 @@ from iii_sandbox_bubblewrap.seccomp import filter_program
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from iii_core.records import OpenContext
@@ -77,8 +77,7 @@ class BubblewrapDriver(SandboxDriver):
         if sandbox is None:
             await trio.lowlevel.checkpoint()
         elif await sandbox.destroy():
-            with trio.CancelScope(shield=True):  # bounded: the keeper answers, or is gone
-                await self._forget(sandbox.spec, keep_writable=keep_writable)
+            await self._forget(sandbox.spec, keep_writable=keep_writable)
 
     async def state(self, sandbox_id: str) -> SandboxState:
         """See `SandboxDriver.state`."""
@@ -103,12 +102,10 @@ class BubblewrapDriver(SandboxDriver):
             _log.exception("closing sandbox %s", sandbox_id)
 
     async def _forget(self, spec: SandboxSpec, *, keep_writable: bool) -> None:
+        """Forget without waiting first, so that it is whole; a deletion that is cut off is ended by `create`."""
         trash = _trash_of(spec.writable_dir)
         if not keep_writable and spec.writable_dir.exists():
-            # Renamed first: whatever cuts the deletion off, nobody ever boots from half a layer.
-            if trash.exists():
-                await self._machine.remove_tree(trash)
-            spec.writable_dir.rename(trash)
+            spec.writable_dir.rename(trash)  # `create` made sure that there is none; nobody boots from half a layer
         del self._sandboxes[spec.id]
         if all(other.spec.root.path != spec.root.path for other in self._sandboxes.values()):
             await self._machine.release_image(spec.root.path)
@@ -140,7 +137,7 @@ def _trash_of(writable_dir: Path) -> Path:
 
 
 @asynccontextmanager
-async def open_driver(settings: Settings, context: OpenContext) -> AsyncIterator[SandboxDriver]:
+async def open_driver(settings: Settings, context: OpenContext) -> AsyncGenerator[SandboxDriver]:
     """Open the backend; all its sandboxes end with the block, their writable layers stay.
 
     Raises:

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +18,7 @@ from iii_core.sandbox.background import open_background
 from iii_core.sandbox.host_processes import ProcessRecords, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from iii_core.records import OpenContext
     from iii_sandbox_bubblewrap.policy import Settings
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_bubblewrap.keeper.service import main; main()"
 )
+_ROOT = str(Path(__file__).resolve().parent.parent)
 _MAX_MESSAGE = 128 * 1024
 _STARTUP_TIMEOUT = 20.0
 
@@ -67,9 +68,15 @@ class KeeperClient:
         return self._last_id
 
     async def request(
-        self, op: str, descriptors: Sequence[int] = (), *, number: int | None = None, **fields: Any
-    ) -> Any:
-        """Ask and wait for the answer. Not to be cancelled half-way: shield it, its waits are short or bounded.
+        self,
+        op: str,
+        descriptors: Sequence[int] = (),
+        *,
+        number: int | None = None,
+        shield: bool = True,
+        **fields: Any,
+    ) -> None:
+        """Ask and wait for the answer, even if cancelled (``shield``): the keeper answers soon, or is gone.
 
         Raises:
             SandboxError: the keeper refused, or is gone.
@@ -77,15 +84,15 @@ class KeeperClient:
         number = self.next_id() if number is None else number
         waiting = self._pending[number] = _Pending()
         try:
-            await self._send({"id": number, "op": op, **fields}, descriptors)
-            await waiting.done.wait()
+            with trio.CancelScope(shield=shield):
+                await self._send({"id": number, "op": op, **fields}, descriptors)
+                await waiting.done.wait()
         finally:
             del self._pending[number]
         if not waiting.answer:
             raise _keeper_gone()
         if "error" in waiting.answer:
             raise SandboxError(f"the namespace keeper cannot {op}: {waiting.answer['error']}")
-        return waiting.answer
 
     async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -143,7 +150,7 @@ def _keeper_gone() -> SandboxError:
 
 
 @asynccontextmanager
-async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEvent) -> AsyncIterator[KeeperClient]:
+async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEvent) -> AsyncGenerator[KeeperClient]:
     """Start a keeper; it and everything below it ends with the block.
 
     Raises:
@@ -159,11 +166,10 @@ async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEven
         "subgid": subordinate_ids(Path("/etc/subgid"), os.getuid()),
     }
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    root = str(Path(__file__).resolve().parent.parent)
     with ours:
         with theirs:
             process = spawn(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(theirs.fileno()), json.dumps(told)],
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOT, str(theirs.fileno()), json.dumps(told)],
                 pass_fds=(theirs.fileno(),),
                 stderr=2,
                 env={"PATH": context.environ.get("PATH", os.defpath)},
@@ -216,10 +222,8 @@ def subordinate_ids(table: Path, uid: int) -> tuple[int, int] | None:
     import pwd
 
     names = {str(uid)}
-    try:
+    with suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        pass
     try:
         lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -56,7 +56,8 @@ class Machine:
         async with self._opening:
             if self._keeper is None or self._keeper.gone:
                 await self._boots.wait_none()  # what the last one left is buried before its images are used again
-                self._keeper = await self._nursery.start(self._keep)
+                opened: KeeperClient = await self._nursery.start(self._keep)
+                self._keeper = opened
             return self._keeper
 
     async def _keep(self, *, task_status: trio.TaskStatus[KeeperClient] = trio.TASK_STATUS_IGNORED) -> None:
@@ -66,7 +67,7 @@ class Machine:
         await self._boots.bury_all()
 
     async def boot(self, spec: SandboxSpec, groups: Sequence[Path]) -> tuple[RunningBoot, socket.socket]:
-        """Start bwrap for a sandbox; the boot and our end of its link. Not to be cancelled: shield it, it is bounded.
+        """Start bwrap for a sandbox; the boot and our end of its link. When cancelled, nothing was started.
 
         Raises:
             SandboxError: the keeper refused (the image cannot be mounted, say).
@@ -103,7 +104,7 @@ class Machine:
         return boot, ours
 
     async def kill(self, boot: RunningBoot) -> None:
-        """Kill a boot and wait until nothing of it is left. Not to be cancelled: shield it, it is bounded.
+        """Kill a boot and wait until nothing of it is left, also when cancelled: at most `policy.KILL_TIMEOUT`.
 
         Raises:
             SandboxError: it did not end in time (a process hangs in the kernel).
@@ -117,7 +118,7 @@ class Machine:
             except SandboxError:
                 if not keeper.gone:
                     raise
-        with trio.move_on_after(policy.KILL_TIMEOUT):
+        with trio.move_on_after(policy.KILL_TIMEOUT, shield=True):
             await boot.ended.wait()
             return
         raise SandboxError(
@@ -126,8 +127,8 @@ class Machine:
         )
 
     async def remove_tree(self, path: Path) -> None:
-        """Delete a writable layer with the sandboxes' own rights."""
-        await (await self.keeper()).request("remove", path=str(path))
+        """Delete a writable layer with the sandboxes' own rights. When cancelled, deletion goes on unseen."""
+        await (await self.keeper()).request("remove", shield=False, path=str(path))
 
     async def release_image(self, image: Path) -> None:
         """Unmount an image that no sandbox uses any more."""

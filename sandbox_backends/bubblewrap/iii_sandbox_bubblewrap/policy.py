@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 FOREIGN_ID_BASE = 0x70000000
 """First user id of sandboxes where the engine runs as root.
 
-Between systemd's container range and its "foreign" range (systemd, UIDS-GIDS.md), and far above what useradd(8) hands out as
-subordinate ids, so no account of the machine is, or may become, a sandbox's root.
+Between systemd's container range and its "foreign" range (systemd, UIDS-GIDS.md), and far above what useradd(8) hands
+out as subordinate ids, so no account of the machine is, or may become, a sandbox's root.
 """
 
 TMPFS_DEFAULT_MIB = 512

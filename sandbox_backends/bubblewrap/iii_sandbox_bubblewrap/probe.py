@@ -57,7 +57,7 @@ def _missing(settings: Settings, context: OpenContext) -> ProbeResult | None:
     if not any(shutil.which(name, path=path) for name in ("squashfuse_ll", "squashfuse")):
         return ProbeResult(ok=False, reason="squashfuse is not installed", hint="apt install squashfuse")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        exists = os.path.exists("/dev/fuse")
+        exists = Path("/dev/fuse").exists()
         return ProbeResult(
             ok=False,
             reason="/dev/fuse may not be opened" if exists else "there is no /dev/fuse",

@@ -24,8 +24,9 @@ class Boot:
 def render_argv(boot: Boot) -> tuple[str, ...]:
     """bwrap's arguments, its own name first.
 
-    bwrap is root of a user namespace of the sandbox's own already (`iii_sandbox_bubblewrap.keeper`), so it makes none. The
-    agent keeps the rights to act as, and to signal, the sandbox's other users where there are any; nobody else has any.
+    bwrap is root of a user namespace of the sandbox's own already (`iii_sandbox_bubblewrap.keeper`), so it makes none.
+    The agent keeps the rights to act as, and to signal, the sandbox's other users where there are any; nobody else has
+    any.
     """
     capabilities = [("--cap-add", name) for name in RANGED_CAPABILITIES] if boot.ranged else []
     options: list[tuple[str, ...]] = [

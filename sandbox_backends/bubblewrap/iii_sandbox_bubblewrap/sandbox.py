@@ -47,35 +47,38 @@ class Sandbox:
             self._end_wanted = False
             await self._machine.keeper()
             console_start = size_of(self.spec.console)
-            groups = self._machine.cgroups.create(self.spec.id, self.spec.limits)
-            try:
-                with trio.CancelScope(shield=True):
-                    boot, link = await self._machine.boot(self.spec, groups)
-            except BaseException:
-                self._machine.cgroups.remove(groups)
-                raise
-            self._boot, self._link = boot, link
-            self._nursery.start_soon(self._watch, boot, groups, console_start)
+            boot = await self._boot_in_groups(console_start)
             await self._await_agent(boot, console_start)
             self._phase = Phase.RUNNING
 
-    async def _await_agent(self, boot: RunningBoot, console_start: int) -> None:
+    async def _boot_in_groups(self, console_start: int) -> RunningBoot:
+        groups = self._machine.cgroups.create(self.spec.id, self.spec.limits)
         try:
-            with trio.fail_after(policy.BOOT_TIMEOUT):
-                if await boot.wait_running():
-                    return
-        except BaseException as error:
-            with trio.CancelScope(shield=True):
-                await self._end(boot)
-            if isinstance(error, trio.TooSlowError):
-                raise BootTimeout(
-                    f"sandbox {self.spec.id!r} did not boot within {policy.BOOT_TIMEOUT:g} s",
-                    hint=f"its console is {self.spec.console}",
-                    details=self._details(console=tail_since(self.spec.console, console_start)),
-                ) from error
+            boot, self._link = await self._machine.boot(self.spec, groups)
+        except BaseException:
+            self._machine.cgroups.remove(groups)
             raise
-        self._drop_link()
+        self._boot = boot
+        self._nursery.start_soon(self._watch, boot, groups, console_start)
+        return boot
+
+    async def _await_agent(self, boot: RunningBoot, console_start: int) -> None:
+        running = False
+        try:
+            with trio.move_on_after(policy.BOOT_TIMEOUT) as limit:
+                running = await boot.wait_running()
+        finally:
+            if not running:
+                await self._end(boot)
+        if running:
+            return
         console = tail_since(self.spec.console, console_start)
+        if limit.cancelled_caught:
+            raise BootTimeout(
+                f"sandbox {self.spec.id!r} did not boot within {policy.BOOT_TIMEOUT:g} s",
+                hint=f"its console is {self.spec.console}",
+                details=self._details(console=console),
+            )
         raise BootFailed(
             f"sandbox {self.spec.id!r} ended while booting ({boot.exit}): {console or 'nothing on its console'}",
             hint="`iii doctor` checks what this backend needs",
@@ -116,21 +119,18 @@ class Sandbox:
             except trio.Cancelled:
                 self._end_wanted = False  # it runs on
                 raise
-            with trio.CancelScope(shield=True):
-                await self._end(boot)
+            await self._end(boot)
 
     async def destroy(self) -> bool:
         """Kill what runs, also a boot under way; False if somebody else has destroyed it meanwhile."""
         self._end_wanted = True
         if self._boot is not None:
-            with trio.CancelScope(shield=True):
-                await self._end(self._boot)
+            await self._end(self._boot)
         async with self._lock:
             if self._destroyed:
                 return False
-            with trio.CancelScope(shield=True):
-                if self._boot is not None:
-                    await self._end(self._boot)
+            if self._boot is not None:
+                await self._end(self._boot)
             self._destroyed = True
             return True
 

@@ -1,8 +1,9 @@
 """The system call filter of sandboxes, assembled as classic BPF (``seccomp(2)``, ``linux/filter.h``).
 
-A denial is EPERM, as if a right were missing, which programs are used to. It is a second wall: without capabilities and without
-user namespaces most of these calls fail anyway. ``clone3`` fails with ENOSYS, upon which every libc uses ``clone``, whose flags
-a filter can see. System calls of another ABI (i386, x32) kill the process: their numbers mean something else.
+A denial is EPERM, as if a right were missing, which programs are used to. It is a second wall: without capabilities
+and without user namespaces most of these calls fail anyway. ``clone3`` fails with ENOSYS, upon which every libc uses
+``clone``, whose flags a filter can see. System calls of another ABI (i386, x32) kill the process: their numbers mean
+something else.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _if_equal(value: int, then: Instruction) -> list[Instruction]:
 
 
 def _argument(index: int) -> Instruction:
-    """Load the low half of an argument: the kernel reads all those we look at as 32-bit values (little-endian machines)."""
+    """Load the low half of an argument: the kernel takes all those we look at as 32 bits (little-endian)."""
     return (_LD_W_ABS, 0, 0, _ARGUMENTS + 8 * index)
 
 

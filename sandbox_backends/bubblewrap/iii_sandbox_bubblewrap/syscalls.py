@@ -1,7 +1,7 @@
-"""The system calls that sandboxes are denied, with their numbers (x86_64, aarch64); None where an architecture has none.
+"""The system calls that sandboxes are denied, with their numbers (x86_64, aarch64); None where there is none.
 
-Sources: Linux's ``arch/x86/entry/syscalls/syscall_64.tbl`` and ``include/uapi/asm-generic/unistd.h``. Numbers are ABI: they never
-change, only new ones come.
+Sources: Linux's ``arch/x86/entry/syscalls/syscall_64.tbl`` and ``include/uapi/asm-generic/unistd.h``. Numbers are ABI:
+they never change, only new ones come.
 """
 
 from __future__ import annotations

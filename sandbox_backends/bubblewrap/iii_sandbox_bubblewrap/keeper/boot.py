@@ -1,7 +1,7 @@
 """One boot: from a fork of the keeper to ``bwrap``. Everything here runs in the child, which never returns.
 
-Order matters. Files are opened while the child may still open them; the overlay is mounted with the keeper's rights, in a
-mount namespace of the child's own; then the child becomes root of a fresh user namespace and has no rights on the
+Order matters. Files are opened while the child may still open them; the overlay is mounted with the keeper's rights,
+in a mount namespace of the child's own; then the child becomes root of a fresh user namespace and has no rights on the
 machine any more when it first touches the image's contents.
 """
 
@@ -16,12 +16,13 @@ import signal
 import stat
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from iii_sandbox_bubblewrap.keeper import linux
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 STAGE = "/tmp"  # noqa: S108 - in the child's own mount namespace, covered with a tmpfs of its own
 ROOT = f"{STAGE}/root"
@@ -69,11 +70,12 @@ def become_bwrap(plan: BootPlan, console: int, descriptors: tuple[int, ...], ent
         bwrap, *_ = _renumber((os.open(plan.bwrap, os.O_PATH | os.O_CLOEXEC), *descriptors))
         os.chdir("/")
         _reset_signals()
-        os.execve(bwrap, plan.argv, {})
-    except BaseException as error:  # the end of a forked child: nothing may unwind into the keeper's code
+        os.execve(bwrap, plan.argv, {})  # noqa: S606 - nobody wants a shell here
+    except Exception as error:  # whatever it is, the console is where it belongs
         sys.stderr.write(f"sandbox set-up failed: {error}\n")
         sys.stderr.flush()
-    os._exit(SETUP_FAILED)
+    finally:  # nothing may unwind into the keeper's code
+        os._exit(SETUP_FAILED)
 
 
 def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
@@ -96,7 +98,7 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _stage(plan: BootPlan) -> Iterator[str]:
+def _stage(plan: BootPlan) -> Generator[str]:
     """Cover /tmp with the stage and bind the agent there; yields the overlay's options.
 
     Layers are named by descriptor: that spares every question about their paths (colons, commas, being below /tmp).
@@ -106,7 +108,7 @@ def _stage(plan: BootPlan) -> Iterator[str]:
     opened = [os.open(path, flags) for path in (plan.lower, upper, work, plan.agent)]
     lower_fd, upper_fd, work_fd, agent_fd = opened
     linux.mount("tmpfs", STAGE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
-    os.mkdir(ROOT, 0o755)
+    Path(ROOT).mkdir(0o755)
     os.close(os.open(AGENT, os.O_CREAT | os.O_WRONLY, 0o444))
     linux.mount(f"/proc/self/fd/{agent_fd}", AGENT, None, linux.MS_BIND)
     options = f"lowerdir=/proc/self/fd/{lower_fd},upperdir=/proc/self/fd/{upper_fd},workdir=/proc/self/fd/{work_fd}"
@@ -120,7 +122,7 @@ def _writable_layer(folder: str, root: tuple[int, int]) -> tuple[str, str]:
     paths = (f"{folder}/upper", f"{folder}/work")
     for path in paths:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o755)
+            Path(path).mkdir(0o755)
             os.chown(path, *root)
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != root[0]:
@@ -133,8 +135,7 @@ def _writable_layer(folder: str, root: tuple[int, int]) -> tuple[str, str]:
 def _forbid_user_namespaces() -> None:
     """No user namespace can be made below ours, however the system call filter may be fooled (``namespaces(7)``)."""
     try:
-        with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
-            file.write("0")
+        Path("/proc/sys/user/max_user_namespaces").write_text("0", encoding="ascii")
     except OSError as error:
         if error.errno != errno.EROFS:  # containers mount it so; the system call filter says no as well
             raise
@@ -143,7 +144,8 @@ def _forbid_user_namespaces() -> None:
 def _prepare_root(hosts: str) -> None:
     """Make sure that every mount point is a real directory, whatever the image or its last run left there.
 
-    bwrap resolves mount points through symbolic links, and an image could aim those at the old root. So links are replaced.
+    bwrap resolves mount points through symbolic links, and an image could aim those at the old root. So links are
+    replaced.
     """
     root = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -180,8 +182,10 @@ def _write_hosts(etc: int, hosts: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink("hosts", dir_fd=etc)
     descriptor = os.open("hosts", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=etc)
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(hosts)
+    try:
+        os.write(descriptor, hosts.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _renumber(descriptors: tuple[int, ...]) -> list[int]:

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iii_sandbox_bubblewrap.keeper import linux
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 RANGE = 65536
 
@@ -37,8 +38,8 @@ class IdMap:
     def write(self, pid: int) -> None:
         """Give the user namespace of ``pid`` these ids; needs CAP_SETUID in its parent namespace."""
         for name, rows in (("gid_map", self.gids), ("uid_map", self.uids)):
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-                file.write("".join(f"{inside} {outside} {count}\n" for inside, outside, count in rows))
+            text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in rows)
+            Path(f"/proc/{pid}/{name}").write_text(text, encoding="ascii")  # one write, as the kernel wants it
 
 
 def contiguous(base: int, count: int) -> IdMap:
@@ -48,7 +49,7 @@ def contiguous(base: int, count: int) -> IdMap:
 
 
 @contextlib.contextmanager
-def namespace_fd(idmap: IdMap) -> Iterator[int]:
+def namespace_fd(idmap: IdMap) -> Generator[int]:
     """A descriptor of a fresh user namespace with these ids, which no process lives in."""
     ready_read, ready_write = os.pipe()
     hold_read, hold_write = os.pipe()
@@ -81,8 +82,8 @@ def namespace_fd(idmap: IdMap) -> Iterator[int]:
 def enter_own_namespace(uids: tuple[int, int] | None, gids: tuple[int, int] | None) -> IdMap:
     """Become root of a new user namespace, as an ordinary user may.
 
-    With subordinate ranges ``(first, count)`` (``subuid(5)``) and ``newuidmap`` installed, ids 1 … exist too; else only 0,
-    which is us.
+    With subordinate ranges ``(first, count)`` (``subuid(5)``) and ``newuidmap`` installed, ids 1 … exist too; else
+    only 0, which is us.
 
     Returns the ids inside, as seen by sandboxes nested in it: those map one to one.
     """
@@ -102,8 +103,8 @@ def enter_own_namespace(uids: tuple[int, int] | None, gids: tuple[int, int] | No
 
 
 def _map_self_only(uid: int, gid: int) -> None:
-    with open("/proc/self/setgroups", "w", encoding="ascii") as file:
-        file.write("deny")  # required before an unprivileged gid_map, user_namespaces(7)
+    # Required before an unprivileged gid_map, user_namespaces(7).
+    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
     own = IdMap(uids=((0, uid, 1),), gids=((0, gid, 1),))
     own.write(os.getpid())
 

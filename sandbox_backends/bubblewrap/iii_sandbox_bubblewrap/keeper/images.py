@@ -110,7 +110,7 @@ class ImageMounts:
             os.close(messages)
 
     def _serve(self, program: str, image: str, directory: str, messages: int) -> _Mounted:
-        before = os.stat(directory).st_dev
+        before = Path(directory).stat().st_dev
         server = subprocess.Popen(
             [program, "-f", "-o", "ro,nodev,nosuid", image, directory],
             stdin=subprocess.DEVNULL,
@@ -134,12 +134,12 @@ def _wait_mounted(directory: str, before: int, server: subprocess.Popen[bytes]) 
     deadline = time.monotonic() + _MOUNT_TIMEOUT
     pidfd = os.pidfd_open(server.pid)
     try:
-        with open("/proc/self/mountinfo", "rb") as table:
+        with Path("/proc/self/mountinfo").open("rb") as table:
             poller = select.poll()
             poller.register(table, select.POLLPRI | select.POLLERR)
             poller.register(pidfd, select.POLLIN)
             while time.monotonic() < deadline and server.poll() is None:
-                if os.stat(directory).st_dev != before:
+                if Path(directory).stat().st_dev != before:
                     return True
                 poller.poll(max(1, (deadline - time.monotonic()) * 1000))
                 table.seek(0)

@@ -56,7 +56,7 @@ def unmount(target: str) -> None:
 
 
 def clone_mount_idmapped(source: str, target: str, user_namespace: int) -> None:
-    """Mount ``source`` again on ``target`` with the ids of a user namespace (``mount_setattr(2)``, ID-mapped mounts)."""
+    """Mount ``source`` again on ``target`` with ids of a user namespace (``mount_setattr(2)``, ID-mapped mounts)."""
     tree = _check(
         _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC),
         "open_tree",

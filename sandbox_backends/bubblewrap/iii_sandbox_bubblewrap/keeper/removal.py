@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def remove_tree(path: str) -> None:
     """Delete a folder and everything in it; nothing there is no error.
 
     Folders inside are moved up to the top and emptied there one after another, so depth costs neither stack nor
-    descriptors, and no path is ever followed. Needs the right to write everywhere in the tree (the keeper is root of its ids).
+    descriptors, and no path is ever followed. Needs the right to write everywhere in the tree (the keeper is root of
+    its ids).
     """
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -31,7 +33,7 @@ def remove_tree(path: str) -> None:
             os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
-    os.rmdir(path)
+    Path(path).rmdir()
 
 
 def _empty(folder: int, top: int, number: int) -> list[str]:

@@ -23,13 +23,17 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from iii_sandbox_bubblewrap.keeper import linux
 from iii_sandbox_bubblewrap.keeper.boot import BootPlan, become_bwrap
 from iii_sandbox_bubblewrap.keeper.identity import RANGE, IdMap, contiguous, enter_own_namespace
 from iii_sandbox_bubblewrap.keeper.images import ImageMounts, MountFailed
 from iii_sandbox_bubblewrap.keeper.removal import remove_tree
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 MAX_MESSAGE = 128 * 1024
 MAX_DESCRIPTORS = 8
@@ -49,7 +53,15 @@ class _Boot:
     told: bytes = b""
     agent: int | None = None
     status: int | None = None
-    pidfds: dict[int, int] = field(default_factory=dict)
+    pidfds: dict[int, int] = field(default_factory=dict[int, int])
+
+
+@dataclass
+class _Removal:
+    """A tree that a child is deleting, and the requests that wait for it."""
+
+    path: str
+    requests: list[int]
 
 
 class Keeper:
@@ -60,10 +72,10 @@ class Keeper:
         self._images = images
         self._privileged = privileged
         self._boots: dict[int, _Boot] = {}
-        self._removals: dict[int, int] = {}
+        self._removals: dict[int, _Removal] = {}
         self._poll = select.poll()
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGCHLD, _woken)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
     def run(self) -> None:
@@ -143,7 +155,7 @@ class Keeper:
         self._introduce(boot, "launcher", monitor)
 
     def _introduce(self, boot: _Boot, role: str, pid: int) -> None:
-        """Tell the driver of a process, with a pidfd: should we die, the driver can still wait for that very process."""
+        """Tell the driver of a process, with a pidfd: should we die, it can still wait for that very process."""
         boot.pidfds[pid] = os.pidfd_open(pid)
         self._send({"boot": boot.number, role: pid}, boot.pidfds[pid])
 
@@ -168,8 +180,7 @@ class Keeper:
             if ours.recv(1):
                 try:
                     for cgroup in cgroups:
-                        with open(f"{cgroup}/cgroup.procs", "w", encoding="ascii") as file:
-                            file.write(str(pid))
+                        Path(f"{cgroup}/cgroup.procs").write_text(str(pid), encoding="ascii")
                     idmap.write(pid)
                 except OSError:
                     os.kill(pid, signal.SIGKILL)
@@ -213,6 +224,11 @@ class Keeper:
             signal.pidfd_send_signal(boot.pidfds[boot.agent or boot.monitor], signal.SIGKILL)
 
     def _remove(self, number: int, path: str) -> None:
+        """Delete in a child: it may take long, and others want to boot. Who asks twice is answered twice."""
+        for removal in self._removals.values():
+            if removal.path == path:
+                removal.requests.append(number)
+                return
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -221,12 +237,12 @@ class Keeper:
                 linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
                 remove_tree(path)
                 status = 0
-            except BaseException as error:  # a forked child: nothing may unwind into the keeper's code
+            except Exception as error:  # whatever it is, the log is where it belongs
                 sys.stderr.write(f"cannot delete {path}: {error}\n")
                 sys.stderr.flush()
-            finally:
+            finally:  # nothing may unwind into the keeper's code
                 os._exit(status)
-        self._removals[pid] = number
+        self._removals[pid] = _Removal(path, [number])
 
     def _reap(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -244,10 +260,9 @@ class Keeper:
 
     def _reaped(self, pid: int, status: int) -> None:
         if pid in self._removals:
-            answer: dict[str, Any] = {"id": self._removals.pop(pid)}
-            if status != 0:
-                answer["error"] = "the writable layer could not be deleted; see the sandbox host's log"
-            self._send(answer)
+            problem = {"error": "the writable layer could not be deleted; see the sandbox host's log"}
+            for number in self._removals.pop(pid).requests:
+                self._send({"id": number, **(problem if status else {})})
         elif not self._images.server_ended(pid, status):
             for boot in self._boots.values():
                 if boot.monitor == pid:
@@ -284,6 +299,10 @@ class Keeper:
             socket.send_fds(self._sock, [json.dumps(message).encode()], descriptors)
 
 
+def _woken(number: int, frame: FrameType | None) -> None:
+    """Nothing to do: the wake-up descriptor has been written to."""
+
+
 def _is_child(pid: int) -> bool:
     """Whether a live process of this number is our child (a zombie one is reaped by the way)."""
     try:
@@ -293,7 +312,7 @@ def _is_child(pid: int) -> bool:
 
 
 def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:
-    """Enter the namespaces that hold all mounts. Returns the ids of sandboxes and whether we may mount block devices."""
+    """Enter the namespaces that hold all mounts; the ids of sandboxes, and whether we may mount block devices."""
     privileged = False
     if os.geteuid() == 0 and not settings["unprivileged"]:
         try:
