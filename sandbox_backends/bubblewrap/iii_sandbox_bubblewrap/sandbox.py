@@ -69,7 +69,8 @@ class Sandbox:
                 running = await boot.wait_running()
         finally:
             if not running:
-                await self._end(boot)
+                with trio.move_on_after(2 * policy.KILL_TIMEOUT, shield=True):
+                    await self._end(boot)
         if running:
             return
         console = tail_since(self.spec.console, console_start)
