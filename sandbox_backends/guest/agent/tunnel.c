@@ -14,7 +14,7 @@
 
 enum {
     CHANNEL = 0,
-    BACKLOG = 128,
+    BACKLOG = 1024, /* where it overflows, connections are reset or wait for a retransmission */
     MAX_UNCLAIMED = 64,
     CLAIM_MS = 30000,
     LAST_WORDS_MS = 5000, /* how long what the host said before CLOSE may take to be written */
