@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 
     from iii_core.engine.endpoint import Endpoint
     from iii_core.protocol.messages import RegisterFunction
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +51,7 @@ class FunctionTable:
         previous = self._functions.get(message.id)
         if previous is not None:
             if previous.owner is not owner:
-                log.warning("function %r of %r is taken over by %r", message.id, previous.owner, owner)
+                owner.complain(f"takes the function {message.id!r} over from {previous.owner!r}")
             previous.owner.functions.pop(previous.wire_id, None)
         owner.functions[wire_id] = message.id
         self._functions[message.id] = Function(

@@ -31,7 +31,7 @@ class Invocation:
 
     Attributes:
         id: the engine's, towards the callee.
-        request: what the caller sent; its id, function id and trace context are echoed in the answer.
+        request: what the caller sent, without its bodies; the answer echoes its id, function id and trace context.
         caller: None once it left.
         receipt: the receipt that a queued call is answered with instead of its queue's own result.
         held: payload bytes that an in-process callee keeps in memory.
@@ -43,11 +43,6 @@ class Invocation:
     callee: Endpoint
     receipt: Raw | None = None
     held: int = 0
-
-    @property
-    def wants_answer(self) -> bool:
-        """False for void calls and calls without an id."""
-        return answer_id(self.request) is not None
 
 
 def answer_id(request: InvokeFunction) -> str | None:
@@ -80,9 +75,13 @@ def fail(caller: Endpoint, request: InvokeFunction, code: str, message: str) -> 
 
 
 def begin(caller: Endpoint, callee: Endpoint, request: InvokeFunction, receipt: Raw | None = None) -> Invocation:
-    """Enter a call into both workers' books, before anything of it can reach the callee."""
+    """Enter a call into both workers' books, before anything of it can reach the callee.
+
+    A call without an answer is in the callee's alone: a callee that never ends one costs its caller nothing.
+    """
     invocation = Invocation(str(uuid.uuid4()), request, caller, callee, receipt)
-    caller.calls.add(invocation)
+    if answer_id(request) is not None:
+        caller.calls.add(invocation)
     callee.executing[invocation.id] = invocation
     return invocation
 

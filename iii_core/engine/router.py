@@ -181,13 +181,19 @@ class Router:
     def _call(
         self, caller: Endpoint, request: m.InvokeFunction, function: Function, data: Raw, receipt: Raw | None = None
     ) -> None:
-        if len(caller.calls) >= self.limits.calls_in_flight:
-            text = f"a worker may have {self.limits.calls_in_flight} calls without an answer"
+        limits, wanted = self.limits, invocations.answer_id(request) is not None
+        if wanted and len(caller.calls) >= limits.calls_in_flight:
+            text = f"a worker may have {limits.calls_in_flight} calls without an answer"
+            invocations.fail(caller, request, codes.LIMIT_EXCEEDED, text)
+            return
+        if len(function.owner.executing) >= limits.calls_executing:
+            text = f"the worker of {function.id} has not answered {limits.calls_executing} calls"
             invocations.fail(caller, request, codes.LIMIT_EXCEEDED, text)
             return
         invocation = invocations.begin(caller, function.owner, request, receipt)
         metadata = request.metadata if receipt is None else m.ABSENT
         message = call_frame(request, invocation.id, function.wire_id, data, metadata)
+        request.data = request.metadata = m.ABSENT  # or the whole frame would be kept until the answer
         reason = function.owner.deliver(message, invocation)
         if reason is not None:
             error = m.ErrorBody(code=codes.CHANNEL_SEND_FAILED, message=reason)

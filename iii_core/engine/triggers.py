@@ -109,7 +109,7 @@ class TriggerTable:
         """Make ``provider`` the provider of a type, and hand it the type's triggers."""
         previous = self._types.get(message.id)
         if previous is not None and previous.provider is not provider:
-            log.warning("trigger type %r of %r is taken over by %r", message.id, previous.provider, provider)
+            provider.complain(f"takes the trigger type {message.id!r} over from {previous.provider!r}")
             previous.provider.trigger_types.discard(message.id)
         self._types[message.id] = TriggerType(
             id=message.id,

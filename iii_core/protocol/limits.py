@@ -18,6 +18,7 @@ class EngineLimits:
         queue_messages: messages that may wait for one worker. A call that finds the queue full fails at once.
         queue_bytes: the same in bytes; one message of any size fits an empty queue.
         calls_in_flight: calls of one worker without an answer yet; a further one fails with ``limit_exceeded``.
+        calls_executing: calls that one worker has not answered; a further one fails for its caller.
         held_bytes: payload bytes of one worker's calls that in-process handlers are working on.
         stall_timeout: a worker whose connection takes nothing for this long is dropped.
         stall_rate: where a transport cannot tell how far a write got, one of n bytes gets ``n / stall_rate`` on top.
@@ -33,6 +34,7 @@ class EngineLimits:
     queue_messages: int = 65_536
     queue_bytes: int = 128 * MIB
     calls_in_flight: int = 65_536
+    calls_executing: int = 65_536
     held_bytes: int = 256 * MIB
     stall_timeout: float = 30.0
     stall_rate: int = 64 * 1024

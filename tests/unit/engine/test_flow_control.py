@@ -205,15 +205,44 @@ async def test_calls_in_flight_are_capped(open_bench: Any) -> None:
         calls = [await caller.start_call("a::f") for _ in range(3)]
         error = await caller.call_error("a::f")
         assert error["code"] == "limit_exceeded"
-        await caller.send_text(void("a::f"))
+        for _ in range(5):
+            await caller.send_text(void("a::f"))
         await caller.settle()
         await other.start_call("a::f")
-        received = [await callee.expect("invokefunction") for _ in range(4)]
+        received = [await callee.expect("invokefunction") for _ in range(9)]
         await callee.expect_silence()
         await callee.answer(received[0], 1)
         assert (await caller.result(calls[0]))["result"] == 1
         await caller.start_call("a::f")
         await callee.expect("invokefunction")
+
+
+async def test_calls_that_a_worker_never_answers_are_capped(open_bench: Any) -> None:
+    async with open_bench(limits=EngineLimits(calls_executing=3)) as bench:
+        silent, good, caller = [await bench.worker() for _ in range(3)]
+        await provide(silent, "silent::f")
+        await provide(good, "good::f")
+        for _ in range(10):
+            await caller.send_text(void("silent::f"))
+        assert (await caller.call_error("silent::f"))["code"] == "limit_exceeded"
+        received = [await silent.expect("invokefunction") for _ in range(3)]
+        await silent.expect_silence()
+        call_id = await caller.start_call("good::f")
+        await good.answer(await good.expect("invokefunction"))
+        await caller.result(call_id)
+        await silent.answer(received[0])
+        await silent.settle()
+        await caller.start_call("silent::f")
+        await silent.expect("invokefunction")
+
+
+async def test_the_engine_keeps_no_payload_of_a_call_on_its_way(bench: Any) -> None:
+    callee, caller = await bench.worker(), await bench.worker()
+    await provide(callee, "a::f")
+    await caller.start_call("a::f", "x" * 1000, metadata="y" * 1000)
+    assert (await callee.expect("invokefunction"))["metadata"] == "y" * 1000
+    (invocation,) = bench.engine.router.workers[callee.worker_id].executing.values()
+    assert bytes(invocation.request.data) == bytes(invocation.request.metadata) == b""
 
 
 async def test_bytes_held_by_in_process_handlers_are_capped(open_bench: Any) -> None:

@@ -215,7 +215,7 @@ async def test_a_change_that_fails_leaves_everything_as_it_was(open_bench: Any) 
 async def test_an_apply_that_is_cancelled_leaves_everything_as_it_was(open_bench: Any) -> None:
     @asynccontextmanager
     async def open_stuck(config: Any, client: EngineClient, context: OpenContext) -> AsyncIterator[None]:
-        await trio.sleep_forever()
+        await trio.Event().wait()
         yield
 
     async with open_bench(sample([]), InProcessWorker(name="stuck", open=open_stuck)) as bench:
