@@ -210,14 +210,18 @@ class AgentProcess:
             with trio.fail_after(timeout):
                 self._stream = await self._mux.open(payload, on_message=self.on_message)
                 await self._stream.until(lambda: self._started is not None or self._failure is not None)
-        except BaseException as error:
-            if self._stream is not None:
-                self._stream.reset("spawn given up")
-            if isinstance(error, trio.TooSlowError):
-                raise _too_slow(spec, timeout) from None
+        except trio.TooSlowError:
+            self._give_up()
+            raise _too_slow(spec, timeout) from None
+        except BaseException:
+            self._give_up()
             raise
         if self._failure is not None:
             raise _spawn_error(spec, self._failure)
+
+    def _give_up(self) -> None:
+        if self._stream is not None:
+            self._stream.reset("spawn given up")
 
 
 class Agent:
@@ -295,10 +299,11 @@ async def open_agent(
     try:
         with trio.fail_at(deadline):
             handshake = await shake_hands(stream, role=Role.INITIATOR, limits=limits, resync=resync)
-    except BaseException as error:
+    except trio.TooSlowError:
         await trio.aclose_forcefully(stream)
-        if isinstance(error, trio.TooSlowError):
-            raise _boot_timeout(timeouts) from None
+        raise _boot_timeout(timeouts) from None
+    except BaseException:
+        await trio.aclose_forcefully(stream)
         raise
     async with (
         open_mux(stream, role=Role.INITIATOR, limits=limits, handshake=handshake) as mux,

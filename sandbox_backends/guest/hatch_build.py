@@ -3,6 +3,10 @@
 It is a static program: the wheel depends on the machine's architecture, but not on its Python or C library.
 """
 
+# hatchling is there only while a distribution is built, so a type checker does not see it:
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import platform

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
+import trio
+
 from iii_core.sandbox.agent import Agent, AgentProcess, ExitStatus, ProcessSpec
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -26,3 +28,10 @@ async def outcome(process: AgentProcess) -> tuple[bytes, bytes, ExitStatus]:
 
 async def run(agent: Agent, *argv: str, **changes: Any) -> tuple[bytes, bytes, ExitStatus]:
     return await outcome(await agent.spawn(spec(*argv, **changes)))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something about other processes, which nothing tells of; fails after 5 s."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.005)

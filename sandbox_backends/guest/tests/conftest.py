@@ -56,7 +56,7 @@ class Running:
     async def end(self) -> None:
         """The end of the link is the agent's end, and takes along what it started."""
         self.link.close()
-        with trio.move_on_after(5, shield=True) as scope:
+        with trio.move_on_after(5) as scope:
             await self.ended()
         self.program.kill()
         self.program.wait()
@@ -100,6 +100,7 @@ def start_agent(agent_program: Path) -> StartAgent:
             with trio.fail_after(10):
                 assert await running.ended() == 0
         finally:
-            await running.end()
+            with trio.move_on_after(10, shield=True):
+                await running.end()
 
     return start

@@ -189,8 +189,10 @@ async def test_an_error_of_the_server_is_not_swallowed(start_agent: StartAgent) 
     async def fail(_: trio.abc.Stream) -> None:
         raise ZeroDivisionError
 
+    async def connect() -> None:
+        async with start_agent(tunnel_ports=[port], serve_tunnel=fail), connected(port):
+            await trio.sleep_forever()
+
     port = free_port()
     with pytest.raises(ZeroDivisionError):
-        async with start_agent(tunnel_ports=[port], serve_tunnel=fail), connected(port) as stream:
-            await read_all(stream)
-            await trio.sleep_forever()
+        await connect()
