@@ -52,6 +52,7 @@ class KeeperClient:
         self._gone = trio.Event()
         self.privileged: bool = facts["privileged"]
         self.ranged: bool = facts["ranged"]
+        self.root: int = facts["root"][0]
 
     @property
     def gone(self) -> bool:
@@ -75,7 +76,7 @@ class KeeperClient:
         number: int | None = None,
         shield: bool = True,
         **fields: Any,
-    ) -> None:
+    ) -> dict[str, Any]:
         """Ask and wait for the answer, even if cancelled (``shield``): the keeper answers soon, or is gone.
 
         Raises:
@@ -93,6 +94,7 @@ class KeeperClient:
             raise _keeper_gone()
         if "error" in waiting.answer:
             raise SandboxError(f"the namespace keeper cannot {op}: {waiting.answer['error']}")
+        return waiting.answer
 
     async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from iii_sandbox_bubblewrap.policy import Settings
 
 
+ONE_USER = (
+    "only user id 0 exists inside: images run as root of the sandbox whatever their USER is "
+    "(a range in /etc/subuid and /etc/subgid and the package uidmap would change that)"
+)
+SHARED_ROOT = (
+    "root of the sandbox is root of this machine, without its capabilities: run iii as an ordinary user, "
+    "or on Linux 6.2 or later, for a wall more"
+)
+
+
 class Machine:
     """Boots, kills and deletes. Methods may be called concurrently; a dead keeper is replaced when next needed."""
 
@@ -79,14 +89,12 @@ class Machine:
         boot = self._boots.begin(keeper.next_id())
         try:
             with theirs:
-                await keeper.request(
+                answer = await keeper.request(
                     "boot",
                     (console, theirs.fileno(), program),
                     number=boot.number,
                     bwrap=self._bwrap,
-                    argv=render_argv(
-                        Boot(hostname=spec.hostname, tmpfs_bytes=policy.tmpfs_bytes(spec.limits), ranged=keeper.ranged)
-                    ),
+                    argv=self._render(spec, keeper),
                     agent=str(self._agent),
                     image=str(spec.root.path),
                     writable=str(spec.writable_dir),
@@ -101,7 +109,18 @@ class Machine:
         finally:
             os.close(console)
             os.close(program)
+        keeper.root = answer["root"][0]  # it may have found that images cannot be given other ids
         return boot, ours
+
+    def _render(self, spec: SandboxSpec, keeper: KeeperClient) -> tuple[str, ...]:
+        boot = Boot(
+            hostname=spec.hostname,
+            tmpfs_bytes=policy.tmpfs_bytes(spec.limits),
+            ranged=keeper.ranged,
+            hidden=policy.existing(policy.PROC_HIDDEN),
+            frozen=policy.existing(policy.PROC_FROZEN),
+        )
+        return render_argv(boot)
 
     async def kill(self, boot: RunningBoot) -> None:
         """Kill a boot and wait until nothing of it is left, also when cancelled: at most `policy.KILL_TIMEOUT`.
@@ -137,22 +156,40 @@ class Machine:
 
     def notes(self) -> tuple[str, ...]:
         """What users should know about sandboxes of this machine."""
-        if self._keeper is None or self._keeper.ranged:
-            return ()
-        return (
-            "only user id 0 exists inside: images run as root of the sandbox whatever their USER is "
-            "(a range in /etc/subuid and /etc/subgid and the package uidmap would change that)",
-        )
+        found: list[str] = []
+        if self._keeper is not None and not self._keeper.ranged:
+            found.append(ONE_USER)
+        if self._root_is_root():
+            found.append(SHARED_ROOT)
+        return tuple(found)
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:
         """The limits of ``spec`` that cannot be kept here, in words."""
-        wanted = {"cpu": spec.limits.cpus, "memory": spec.limits.memory_mib}
-        names = {"cpu": "CPU", "memory": "memory"}
-        return tuple(
-            f"{names[controller]} limit {value}: no control group of this machine may be written by this user"
-            for controller, value in wanted.items()
-            if value is not None and controller not in self.cgroups.available
+        limits = (
+            ("cpu", "CPU", spec.limits.cpus),
+            ("memory", "memory", spec.limits.memory_mib),
+            ("pids", "process", spec.limits.pids),
         )
+        return tuple(
+            f"{name} limit {value:g}: no control group of this machine may be written by this user"
+            for controller, name, value in limits
+            if value is not None and controller not in self.cgroups.available and not self._kept_otherwise(controller)
+        )
+
+    def _kept_otherwise(self, controller: str) -> bool:
+        """RLIMIT_NPROC counts per user *namespace* since Linux 5.14, and each sandbox has its own; root is exempt."""
+        return controller == "pids" and not self._root_is_root() and _kernel() >= (5, 14)
+
+    def _root_is_root(self) -> bool:
+        """Whether uid 0 of the sandboxes is uid 0 of the machine."""
+        if self._keeper is None:
+            return False
+        return (self._keeper.root if self._keeper.privileged else os.getuid()) == 0
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(filter(str.isdecimal, minor)))
 
 
 def _own_cgroups() -> Cgroups:

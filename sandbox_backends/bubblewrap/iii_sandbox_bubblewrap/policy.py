@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +27,24 @@ CONSOLE_TAIL = 4096
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
+PROC_FROZEN = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
+PROC_HIDDEN = (
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/vmcore",
+)
+"""What no user but root may touch anyway. It matters where a sandbox's root *is* the machine's (without capabilities):
+the kernel guards these files by user id alone."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of the ``bubblewrap`` backend.
 
@@ -42,6 +61,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         if not 1 <= self.id_base <= 0xFFFE0000:
             raise ValueError("id_base must be between 1 and 0xfffe0000")
+
+
+def existing(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that this kernel has; a sandbox's /proc has the same."""
+    return tuple(path for path in paths if Path(path).exists())
 
 
 def check_limits(limits: Limits) -> None:

@@ -14,11 +14,21 @@ RANGED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """What varies between two boots. ``ranged``: the agent may switch to other users of the sandbox."""
+    """What varies between two boots.
+
+    Attributes:
+        hostname: the sandbox's.
+        tmpfs_bytes: how big /tmp and /run may each become.
+        ranged: the agent may switch to other users of the sandbox.
+        hidden: files below /proc that read as empty.
+        frozen: folders below /proc that are read-only.
+    """
 
     hostname: str
     tmpfs_bytes: int
     ranged: bool
+    hidden: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
 
 def render_argv(boot: Boot) -> tuple[str, ...]:
@@ -45,6 +55,8 @@ def render_argv(boot: Boot) -> tuple[str, ...]:
         ("--setenv", "PATH", PATH),
         ("--bind", ROOT, "/"),
         ("--proc", "/proc"),
+        *(("--ro-bind", path, path) for path in boot.frozen),
+        *(("--ro-bind", "/dev/null", path) for path in boot.hidden),
         ("--dev", "/dev"),
         ("--size", str(boot.tmpfs_bytes), "--perms", "1777", "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
         ("--size", str(boot.tmpfs_bytes), "--perms", "0755", "--tmpfs", "/run"),

@@ -99,6 +99,7 @@ class Keeper:
         answer: dict[str, Any] = {"id": request["id"]}
         try:
             later = self._perform(request, descriptors)
+            answer["root"] = self._images.idmap.root
         except (OSError, MountFailed, ValueError) as error:
             answer["error"] = str(error)
             later = False

@@ -1,0 +1,191 @@
+"""What a worker in a bubblewrap sandbox can see and do, asked from inside; with kernel mounts and over FUSE."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+import pytest
+import trio
+from iii_sandbox_bubblewrap import syscalls
+
+from iii_core.sandbox.agent import Agent, ProcessSpec
+from iii_core.sandbox.port import RootImage, SandboxDriver
+from iii_core.testing.sandbox_harness import descendants, run, run_well
+
+from .bwrapkit import Bench
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.parametrize("mode", ["kernel", "identity", "fuse"]),
+]
+
+
+@pytest.fixture
+async def box(bench: Bench, mode: str) -> AsyncGenerator[tuple[SandboxDriver, Agent]]:
+    async with bench.sandbox(mode=mode) as opened:
+        yield opened
+
+
+@pytest.fixture
+def agent(box: tuple[SandboxDriver, Agent]) -> Agent:
+    return box[1]
+
+
+def shell(script: str) -> tuple[str, ...]:
+    return ("/bin/sh", "-c", script)
+
+
+async def status_lines(agent: Agent, uid: int | None = None) -> dict[str, str]:
+    text = await run_well(agent, ("/bin/cat", "/proc/self/status"), uid=uid)
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+async def test_worker_has_no_capability_and_cannot_gain_one(agent: Agent) -> None:
+    status = await status_lines(agent)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+async def test_other_users_have_none_either(agent: Agent, mode: str) -> None:
+    if mode == "fuse":
+        pytest.skip("one user id only")
+    status = await status_lines(agent, uid=1000)
+    assert status["Uid"].split() == ["1000"] * 4
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+
+
+async def test_root_of_the_sandbox_is_not_root_of_the_machine(agent: Agent, mode: str) -> None:
+    inside = (await run_well(agent, ("/bin/cat", "/proc/self/uid_map"))).split()
+    assert inside[0] == "0"
+    if mode == "kernel" and os.geteuid() == 0:
+        assert int(inside[1]) >= 0x10000
+        process = await agent.spawn(ProcessSpec(argv=("/bin/sleep", "60"), env={}, cwd="/"))
+        outside = [line for line in descendants(os.getpid()) if line.endswith("sleep")]
+        status = await trio.Path(f"/proc/{outside[0].split()[0]}/status").read_text(encoding="utf-8")
+        await process.kill()
+        (uids,) = (line for line in status.splitlines() if line.startswith("Uid:"))
+        assert "0" not in uids.split()[1:]
+
+
+async def test_only_loopback(agent: Agent) -> None:
+    table = await run_well(agent, ("/bin/cat", "/proc/net/dev"))
+    assert [line.split(":")[0].strip() for line in table.splitlines()[2:]] == ["lo"]
+    assert "LOOPBACK,UP" in await run_well(agent, ("/bin/ip", "link"))
+    status, _ = await run(agent, shell("ping -c1 -W1 10.0.0.1 || nc -w1 10.0.0.1 80"))
+    assert status.as_shell() != 0
+
+
+async def test_processes_of_the_machine_are_invisible(agent: Agent) -> None:
+    pids = (await run_well(agent, shell("cd /proc; ls -d [0-9]*"))).split()
+    assert len(pids) <= 3
+    status, _ = await run(agent, shell(f"kill -0 {os.getpid()}"))
+    assert status.as_shell() != 0
+
+
+async def test_files_of_the_machine_are_invisible(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of the machine", encoding="utf-8")
+    status, _ = await run(agent, ("/bin/cat", str(tmp_path / "secret")))
+    assert status.as_shell() != 0
+    names = set((await run_well(agent, ("/bin/ls", "/"))).split())
+    assert names == {"bin", "dev", "etc", "proc", "run", "tmp", "workspace"}
+    mounts = await run_well(agent, ("/bin/cat", "/proc/mounts"))
+    assert str(tmp_path) not in mounts
+    assert {line.split()[1] for line in mounts.splitlines()} >= {"/", "/proc", "/dev", "/tmp", "/run"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "mount -t tmpfs none /workspace",
+        "mount -o remount,rw /run/iii/agent",
+        "umount /tmp",
+        "chroot /workspace true",
+        "unshare -U true",
+        "unshare -m true",
+        "unshare -n true",
+        "mknod /workspace/sda b 8 0",
+        "echo x > /run/iii/agent",
+        "rm /run/iii/agent",
+        "echo hacked > /proc/sys/kernel/hostname",
+        "echo 1 > /proc/sys/user/max_user_namespaces",
+        "echo c > /proc/sysrq-trigger",
+        "hostname hacked",
+        "ip link add dummy0 type dummy",
+        "dmesg",
+        "reboot -f",
+        "cat /proc/1/environ",
+        "cat /proc/1/fd/11",
+        "readlink /proc/1/fd/2",
+        "echo x > /proc/sys/kernel/core_pattern",
+        "touch /proc/irq/0/smp_affinity",
+        "test -s /proc/keys",
+        "dd if=/proc/1/mem of=/dev/null bs=1 count=1",
+        "kill -9 1; kill -0 1 && false",
+        "cat /dev/kmsg",
+        "ls /dev/vda || ls /dev/loop0 || ls /dev/fuse || ls /dev/kvm",
+    ],
+)
+async def test_denied(agent: Agent, script: str) -> None:
+    status, printed = await run(agent, shell(script))
+    assert status.as_shell() != 0, printed
+    await run_well(agent, ("/bin/id",))  # and the sandbox lives
+
+
+async def test_conveniences(agent: Agent) -> None:
+    """Every sandbox has these (design: sandboxes)."""
+    assert "127.0.0.1 localhost" in await run_well(agent, ("/bin/cat", "/etc/hosts"))
+    assert (await run_well(agent, ("/bin/hostname",))).strip() == "boxed"
+    await run_well(agent, shell("echo x > /workspace/a && echo x > /tmp/a && echo x > /run/a && echo x > /etc/b"))
+    assert (await run_well(agent, ("/bin/stat", "-c", "%a", "/tmp"))).strip() == "1777"
+    assert "/dev/pts" in await run_well(agent, ("/bin/cat", "/proc/mounts"))
+    assert "tmpfs" in await run_well(agent, shell("grep ' /dev/shm ' /proc/mounts; echo x > /dev/shm/x; echo tmpfs"))
+
+
+async def test_agent_gets_nothing_of_the_machine(agent: Agent) -> None:
+    """Environment and descriptors of pid 1, seen from outside."""
+    del agent
+    (line,) = (line for line in descendants(os.getpid()) if line.endswith(" agent"))
+    process = Path("/proc") / line.split()[0]
+    assert (process / "environ").read_bytes().rstrip(b"\0").split(b"\0")[0].startswith(b"PATH=/usr/local/sbin")
+    targets = {entry.name: str(entry.readlink()) for entry in (process / "fd").iterdir()}
+    assert targets.pop("0") == "/dev/null"
+    assert targets.pop("1").endswith(".console")
+    assert targets.pop("2").endswith(".console")
+    assert all(target.startswith(("socket:", "anon_inode:", "pipe:")) for target in targets.values()), targets
+
+
+@pytest.fixture(scope="session")
+def sysprobe_image(make_image: Callable[..., RootImage]) -> RootImage:
+    source = Path(__file__).parent / "sysprobe.c"
+
+    def arrange(root: Path) -> None:
+        subprocess.run(["cc", "-static", "-O1", "-o", root / "bin/sysprobe", source], check=True)
+
+    return make_image(arrange)
+
+
+async def test_system_calls(bench: Bench, sysprobe_image: RootImage, mode: str) -> None:
+    column = {"x86_64": 0, "aarch64": 1}[os.uname().machine]
+    numbers = {name: row[column] for name, row in syscalls.DENIED.items() if row[column] is not None}
+    spec = bench.spec(image=sysprobe_image)
+    async with bench.sandbox(spec, mode=mode) as (_, agent):
+        printed = await run_well(agent, ("/bin/sysprobe", *(f"{name}={number}" for name, number in numbers.items())))
+        assert dict(line.split() for line in printed.splitlines()) == dict.fromkeys(numbers, str(errno.EPERM))
+        printed = await run_well(agent, ("/bin/sysprobe", "--vsock", "--unix", "--tiocsti", "--newuser", "--clone3"))
+        assert dict(line.split() for line in printed.splitlines()) == {
+            "--vsock": str(errno.EAFNOSUPPORT),
+            "--unix": "0",
+            "--tiocsti": str(errno.EPERM),
+            "--newuser": str(errno.EPERM),
+            "--clone3": str(errno.ENOSYS),
+        }
+        if os.uname().machine == "x86_64":
+            for foreign in ("--i386", "--x32"):
+                status, printed = await run(agent, ("/bin/sysprobe", foreign))
+                assert status.signal == 31, printed  # SIGSYS
