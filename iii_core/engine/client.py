@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
+from iii_core.engine.channels import DEFAULT_ITEMS, ChannelReader, ChannelWriter
 from iii_core.engine.inprocess import EngineClient, optional
 from iii_core.engine.local import LocalWorker, Waiter
 from iii_core.errors import EngineError, InvocationError, UsageError
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
+    from iii_core.engine.channels import ChannelTable
     from iii_core.engine.inprocess import Handler, TriggerProvider
 
 
 class LocalClient(EngineClient):
     """`EngineClient` over a `LocalWorker`."""
 
-    def __init__(self, worker: LocalWorker) -> None:
+    def __init__(self, worker: LocalWorker, channels: ChannelTable) -> None:
+        self._channels = channels
         self._worker = worker
         self._router = worker.router
 
@@ -192,6 +195,24 @@ class LocalClient(EngineClient):
         )
         result = await self._call(request, None)
         return None if result is None else msgspec.json.decode(result)
+
+    def create_channel(self, buffer_size: int = DEFAULT_ITEMS) -> tuple[dict[str, str], dict[str, str]]:
+        """As `EngineClient.create_channel`."""
+        self._check_open()
+        channel = self._channels.create(self.worker_id, buffer_size)
+        return channel.ref("write"), channel.ref("read")
+
+    def open_writer(self, ref: Mapping[str, Any]) -> ChannelWriter:
+        """As `EngineClient.open_writer`."""
+        end = self._channels.open({**ref, "direction": "write"})
+        assert isinstance(end, ChannelWriter)
+        return end
+
+    def open_reader(self, ref: Mapping[str, Any]) -> ChannelReader:
+        """As `EngineClient.open_reader`."""
+        end = self._channels.open({**ref, "direction": "read"})
+        assert isinstance(end, ChannelReader)
+        return end
 
     def close(self) -> None:
         """As `EngineClient.close`."""

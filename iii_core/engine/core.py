@@ -16,6 +16,7 @@ import trio
 from msgspec import Raw
 
 from iii_core.engine import invocations
+from iii_core.engine.channels import ChannelTable
 from iii_core.engine.describe import clean, describe
 from iii_core.engine.discovery import QUERIES, Query, arguments
 from iii_core.engine.endpoint import Endpoint, WorkerRecord, now_ms
@@ -60,6 +61,7 @@ class CoreWorker(Endpoint, Topology):
     """The engine's own worker. ``run`` must run while the engine does.
 
     Attributes:
+        channels: the streaming channels of this engine.
         telemetry_sinks: called with worker id and frame for each telemetry frame.
         generation: counts the changes that `changed` tells of.
     """
@@ -72,6 +74,7 @@ class CoreWorker(Endpoint, Topology):
         super().__init__(record, limits)
         self.ready = True
         self.router = Router(limits, self)
+        self.channels = ChannelTable(limits)
         self.telemetry_sinks: list[Callable[[str, bytes], None]] = []
         self.generation = 0
         self._nursery = nursery
@@ -170,7 +173,7 @@ class CoreWorker(Endpoint, Topology):
         self._offer("engine::workers::register", self._register_worker, "Describe the calling worker")
         self._offer(REGISTER_TRIGGER, None, "Bind a function to events, for good")
         self._offer("engine::unregister_trigger", self._unregister_trigger, "Remove a trigger")
-        self._offer("engine::channels::create", _no_channels, "Create a streaming channel")
+        self._offer("engine::channels::create", self._create_channel, "Create a streaming channel")
         for level in LOG_LEVELS:
             self._offer(f"engine::log::{level}", partial(_log, level), "Write a line to the engine's log")
         for type_id, text in (
@@ -201,6 +204,10 @@ class CoreWorker(Endpoint, Topology):
         caller.ready = True
         self.worker_event("worker_metadata_updated", caller)
         return {"success": True}
+
+    def _create_channel(self, caller: Endpoint, data: Raw) -> Any:
+        channel = self.channels.create(caller.id, arguments(data).get("buffer_size"))
+        return {"writer": channel.ref("write"), "reader": channel.ref("read")}
 
     def _unregister_trigger(self, caller: Endpoint, data: Raw) -> Any:
         del caller
@@ -280,11 +287,6 @@ def _function_id(row: dict[str, Any]) -> str:
 
 def _answer(router: Router, query: Query, caller: Endpoint, data: Raw) -> Any:
     return query(router, caller, arguments(data))
-
-
-def _no_channels(caller: Endpoint, data: Raw) -> Any:
-    del caller, data
-    raise InvocationError(codes.NOT_AVAILABLE, "this engine offers no streaming channels")
 
 
 def _log(level: str, caller: Endpoint, data: Raw) -> None:

@@ -26,8 +26,9 @@ from iii_core.engine.hosted import HostedSet
 from iii_core.engine.local import LocalWorker, make_record
 from iii_core.engine.observe import WorkerChanges, WorkerInfo, snapshot
 from iii_core.engine.policy import AccessDenied, Authenticate, allow_everything
+from iii_core.engine.resolve import find_worker, settings_of, wanted_listeners
 from iii_core.engine.session import Session
-from iii_core.errors import ConfigError, PluginCollision, PluginMissing
+from iii_core.errors import ConfigError, PluginMissing
 from iii_core.protocol import codes
 from iii_core.protocol.codec import encode
 from iii_core.protocol.messages import AccessError, ErrorBody
@@ -148,7 +149,10 @@ class Engine:
         )
 
         def decide(request: ConnectionRequest) -> Rejection | None:
-            return admit(rules, request)
+            rejection = admit(rules, request)
+            if rejection is None and request.path.startswith(CHANNEL_PREFIX):
+                rejection = self._core.channels.admit(request)
+            return rejection
 
         async def serve(peer: Peer) -> None:
             try:
@@ -188,7 +192,7 @@ class Engine:
             before = self._workers.settings
             await self._workers.apply(self._wanted_workers(config))
             try:
-                await self._listeners.apply(_wanted_listeners(config))
+                await self._listeners.apply(wanted_listeners(config))
             except BaseException:
                 with trio.move_on_after(2 * WORKER_GRACE, shield=True):
                     await self._workers.apply(before)
@@ -203,16 +207,16 @@ class Engine:
         record.internal = internal
         worker = LocalWorker(self.router, self._nurseries.core, record)
         self.router.attach(worker)
-        return LocalClient(worker)
+        return LocalClient(worker, self._core.channels)
 
     def _wanted_workers(self, config: EngineConfig) -> dict[str, _WorkerSettings]:
         records = self._plugins.collect(InProcessWorker) if self._plugins and config.workers else {}
         wanted: dict[str, _WorkerSettings] = {}
         for name, settings in config.workers.items():
-            record = _find_worker(records, name)
+            record = find_worker(records, name)
             if record.name in wanted:
                 raise ConfigError(f"the in-process worker {record.name!r} is configured twice (it is also {name!r})")
-            wanted[record.name] = _WorkerSettings(record, _settings(record, settings, f"workers.{name}"))
+            wanted[record.name] = _WorkerSettings(record, settings_of(record, settings, f"workers.{name}"))
         return wanted
 
     async def _open_transport(self, name: str, options: Mapping[str, Any]) -> MessageTransport:
@@ -226,7 +230,7 @@ class Engine:
                 )
             key = (name, msgspec.json.encode(options, order="sorted"))
             if key not in self._transports.values:
-                await self._transports.add(key, _TransportSettings(record, _settings(record, options, name)))
+                await self._transports.add(key, _TransportSettings(record, settings_of(record, options, name)))
             opened: MessageTransport = self._transports.values[key]
             return opened
 
@@ -263,7 +267,7 @@ class Engine:
     async def _serve(self, peer: Peer, authenticate: Authenticate) -> None:
         path = peer.request.path
         if path.startswith(CHANNEL_PREFIX):
-            await peer.close(POLICY_VIOLATION, "this engine offers no streaming channels")
+            await self._core.channels.serve(peer)
             return
         try:
             with trio.fail_after(AUTHENTICATION_TIMEOUT):
@@ -334,6 +338,7 @@ async def open_engine(
         async with trio.open_nursery() as core, trio.open_nursery() as workers:
             core_worker = CoreWorker(config.limits, core, __version__)
             core.start_soon(core_worker.run, name="engine core")
+            core.start_soon(core_worker.channels.run, name="channel sweeper")
             async with trio.open_nursery() as front:
                 engine = Engine(core_worker, plugins, context, _Nurseries(core, workers, front))
                 try:
@@ -350,37 +355,6 @@ async def open_engine(
                 core.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-def _wanted_listeners(config: EngineConfig) -> dict[tuple[str, str, int, int], ListenerConfig]:
-    wanted: dict[tuple[str, str, int, int], ListenerConfig] = {}
-    for listener in config.listeners:
-        number = 0
-        while (key := (listener.transport, listener.host, listener.port, number)) in wanted:
-            number += 1
-            if listener.port != 0:
-                raise ConfigError(f"two listeners claim {listener.host}:{listener.port}")
-        wanted[key] = listener
-    return wanted
-
-
-def _settings(record: InProcessWorker | Transport, given: Mapping[str, Any], where: str) -> Any:
-    try:
-        return msgspec.convert(dict(given), record.config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the settings of {where} are wrong: {error}") from error
-
-
-def _find_worker(records: Mapping[str, InProcessWorker], name: str) -> InProcessWorker:
-    found = [records[name]] if name in records else [record for record in records.values() if name in record.aliases]
-    if not found:
-        raise PluginMissing(
-            f"no plugin provides the in-process worker {name!r}", hint="`iii plugins list` shows what there is"
-        )
-    if len(found) > 1:
-        names = " and ".join(repr(record.name) for record in found)
-        raise PluginCollision(f"{name!r} is an alias of the in-process workers {names}", hint="use the worker's name")
-    return found[0]
 
 
 async def _deny(peer: Peer, message: str) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
+    from iii_core.engine.channels import ChannelReader, ChannelWriter
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -217,6 +219,24 @@ class EngineClient(ABC):
     @abstractmethod
     def enqueue(self, queue: str, function_id: str, payload: Any = None) -> Awaitable[Any]:
         """Put a call into a named queue; gives ``{"messageReceiptId": …}``. Raises as `trigger` does."""
+
+    @abstractmethod
+    def create_channel(self, buffer_size: int = 64) -> tuple[dict[str, str], dict[str, str]]:
+        """A new streaming channel: the references of its writer and its reader, to put into payloads or open here.
+
+        Whoever has a reference can open that end, once. A channel of which an end stays unopened goes after 5 minutes.
+
+        Raises:
+            InvocationError: ``limit_exceeded``.
+        """
+
+    @abstractmethod
+    def open_writer(self, ref: Mapping[str, Any]) -> ChannelWriter:
+        """Take the writing end of a channel. Raises `EngineError`: there is none, or it is taken."""
+
+    @abstractmethod
+    def open_reader(self, ref: Mapping[str, Any]) -> ChannelReader:
+        """Take the reading end of a channel. Raises `EngineError`: there is none, or it is taken."""
 
     @abstractmethod
     def close(self) -> None:

@@ -20,6 +20,8 @@ class EngineLimits:
         calls_in_flight: calls of one worker without an answer yet; a further one fails with ``limit_exceeded``.
         calls_executing: calls that one worker has not answered; a further one fails for its caller.
         held_bytes: payload bytes of one worker's calls that in-process handlers are working on.
+        channels: streaming channels that one worker may have created and not used up.
+        channel_bytes: what a channel buffers besides its number of messages; one message may overshoot.
         stall_timeout: a worker whose connection takes nothing for this long is dropped.
         stall_rate: where a transport cannot tell how far a write got, one of n bytes gets ``n / stall_rate`` on top.
         functions: functions one worker may register.
@@ -36,6 +38,8 @@ class EngineLimits:
     calls_in_flight: int = 65_536
     calls_executing: int = 65_536
     held_bytes: int = 256 * MIB
+    channels: int = 1024
+    channel_bytes: int = 1 * MIB
     stall_timeout: float = 30.0
     stall_rate: int = 64 * 1024
     functions: int = 10_000

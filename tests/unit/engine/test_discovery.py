@@ -453,12 +453,3 @@ async def test_log_functions(connect: Any, caplog: pytest.LogCaptureFixture, lev
         "svc: lineforged [2J",
         f"{worker.worker_id}: ",
     ]
-
-
-async def test_channels_are_not_available(bench: Any) -> None:
-    worker = await bench.worker()
-    assert (await worker.call_error("engine::channels::create", {}))["code"] == "not_available"
-    peer = await bench.transport.connect(bench.url + "ws/channels/x?key=k&dir=read")
-    with pytest.raises(trio.EndOfChannel):
-        await peer.receive()
-    assert peer.close_code == 1008
