@@ -85,6 +85,7 @@ class LayerReader:
         self._check = check
         self._size = 0
         self._unpacked = 0
+        self._blob_chunks = self._read_blob()
         self._chunks = self._unpack()
         self._chunk = b""
         self._at = 0
@@ -127,15 +128,25 @@ class LayerReader:
         """Read to the end and check size and digests. Raises `DigestMismatch`."""
         while self._next():
             pass
-        name = self._layer.digest
+        self.check_blob()
+        self._compare("The archive in layer", self._layer.diff_id, self._plain.hexdigest())
+
+    def check_blob(self) -> None:
+        """Read the rest of the blob, packed, and check it; the archive cannot be read on after that.
+
+        For telling a damaged blob from a hostile one. Raises `DigestMismatch`.
+        """
+        for _ in self._blob_chunks:
+            pass
         if self._size != self._layer.size:
-            raise DigestMismatch(f"Layer {name} has {self._size} bytes where its manifest says {self._layer.size}")
-        for what, expected, actual in (
-            ("Layer", name, self._packed.hexdigest()),
-            ("The archive in layer", self._layer.diff_id, self._plain.hexdigest()),
-        ):
-            if expected != f"sha256:{actual}":
-                raise DigestMismatch(f"{what} {name} has the digest sha256:{actual}, expected {expected}")
+            raise DigestMismatch(
+                f"Layer {self._layer.digest} has {self._size} bytes where its manifest says {self._layer.size}"
+            )
+        self._compare("Layer", self._layer.digest, self._packed.hexdigest())
+
+    def _compare(self, what: str, expected: str, actual: str) -> None:
+        if expected != f"sha256:{actual}":
+            raise DigestMismatch(f"{what} {self._layer.digest} has the digest sha256:{actual}, expected {expected}")
 
     def _next(self) -> bool:
         self._chunk, self._at = next(self._chunks, b""), 0
@@ -157,21 +168,16 @@ class LayerReader:
 
     def _decode(self) -> Iterator[bytes]:
         """By the first bytes, as other tools do: media types are often wrong about the compression."""
-        packed = self._read_blob()
-        first = next(packed, b"")
+        first = next(self._blob_chunks, b"")
         try:
             if first.startswith(_GZIP_MAGIC):
-                yield from _gunzip(first, packed)
+                yield from _gunzip(first, self._blob_chunks)
             elif first.startswith(_ZSTD_MAGIC):
-                yield from _unzstd(first, packed)
+                yield from _unzstd(first, self._blob_chunks)
             elif first:
                 yield first
-                yield from packed
+                yield from self._blob_chunks
         except (zlib.error, zstandard.ZstdError, EOFError) as error:
-            for _ in packed:  # a damaged blob is told by its digest, which says more than the decoder
-                pass
-            if self._size != self._layer.size or f"sha256:{self._packed.hexdigest()}" != self._layer.digest:
-                raise DigestMismatch(f"Layer {self._layer.digest} is not what its digest says") from error
             raise ImageUnsafe(f"Layer {self._layer.digest} is not well compressed: {error}") from error
 
     def _read_blob(self) -> Iterator[bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from iii_core.errors import ImageUnsafe
+
 
 class Kind(enum.IntEnum):
     """What an entry makes.
@@ -46,6 +48,16 @@ class Entry(NamedTuple):
     offset: int
     size: int
     xattrs: tuple[tuple[bytes, bytes], ...]
+
+
+def unsafe_entry(label: str, name: bytes, reason: str) -> ImageUnsafe:
+    """The error for an entry of the layer ``label``; ``reason`` is a predicate, such as ``is a whiteout``."""
+    shown = printable(name)
+    return ImageUnsafe(
+        f"{label}: entry '{shown}' {reason}",
+        hint="the image is damaged or hostile; nothing of it was stored",
+        details={"entry": shown, "reason": reason},
+    )
 
 
 def printable(name: bytes, limit: int = 200) -> str:

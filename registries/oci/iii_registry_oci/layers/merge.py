@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from iii_core.errors import ImageUnsafe
 from iii_registry_oci.layers import tarwrite
 from iii_registry_oci.layers.blob import Budget, Layer, LayerReader
-from iii_registry_oci.layers.entry import Entry, Kind, printable
+from iii_registry_oci.layers.entry import Entry, Kind, printable, unsafe_entry
 from iii_registry_oci.layers.tarread import read_entries
 from iii_registry_oci.layers.tree import Node, Tree, is_whiteout
 
@@ -131,13 +131,13 @@ def _scan(reader: LayerReader, budget: Budget, label: str, log: EntryLog) -> Non
             try:
                 whiteout = is_whiteout(entry)
             except ValueError as error:
-                raise ImageUnsafe(f"{label}: entry '{printable(entry.path)}' {error}") from None
+                raise unsafe_entry(label, entry.path, str(error)) from None
             log.append(entry, whiteout=whiteout)
+        log.flush()
+        reader.finish()
     except ImageUnsafe:
-        reader.finish()  # a damaged layer is told by its digest, which says more than where reading it failed
+        reader.check_blob()  # a damaged layer is told by its digest, which says more than where reading it failed
         raise
-    log.flush()
-    reader.finish()
 
 
 class _Plan:
