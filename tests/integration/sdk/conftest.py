@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +70,14 @@ async def open_hub(home: Path, *, port: int = 0) -> AsyncGenerator[Hub, None]:
 
 @asynccontextmanager
 async def open_clients(
-    sdks: Sequence[Sdk], url: str, home: Path, prefix: str = ""
+    sdks: Sequence[Sdk], url: str, home: Path, prefix: str = "", *, env: Mapping[str, str] | None = None
 ) -> AsyncGenerator[dict[Sdk, Client], None]:
     """A process of each SDK, started side by side."""
     clients: dict[Sdk, Client] = {}
     async with AsyncExitStack() as stack:
 
         async def start(sdk: Sdk, *, task_status: trio.TaskStatus[None]) -> None:
-            async with open_client(sdk, url, home, name=prefix + sdk.label) as client:
+            async with open_client(sdk, url, home, name=prefix + sdk.label, env=env) as client:
                 clients[sdk] = client
                 task_status.started()
                 await trio.sleep_forever()
@@ -111,6 +111,30 @@ async def fleet(hub: Hub) -> AsyncGenerator[dict[Sdk, Client], None]:
     """A process of every SDK, connected to ``hub`` under its label."""
     async with open_clients(SDKS, hub.url, hub.home) as clients:
         yield clients
+
+
+@dataclass(frozen=True)
+class Idlers:
+    """Workers that nobody has called since a time of trio's clock."""
+
+    since: float
+    worker_ids: Mapping[Sdk, str]
+
+
+@pytest.fixture(scope="package")
+async def idlers(hub: Hub) -> AsyncGenerator[Idlers, None]:
+    """A worker of every SDK, named ``idle-<label>``, that has a function and is left alone."""
+    async with open_clients(SDKS, hub.url, hub.home, "idle-") as clients:
+        for sdk, client in clients.items():
+            await hub.offer(client, f"idle::{sdk.label}", "who")
+        yield Idlers(trio.current_time(), {sdk: hub.worker_ids(f"idle-{sdk.label}")[0] for sdk in SDKS})
+
+
+@pytest.fixture(scope="package", autouse=True)
+def start_idlers_first(request: pytest.FixtureRequest) -> None:
+    """Have the time of the other tests count for those that wait."""
+    if any("idlers" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("idlers")
 
 
 @pytest.fixture(params=SDKS, ids=lambda sdk: sdk.label)
