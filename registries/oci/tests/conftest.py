@@ -1,4 +1,4 @@
-"""Registries, stores and merges for the tests of the oci plugin. The programs are real: skopeo, docker-registry, sqfstar."""
+"""Registries, stores and merges for the tests of the oci plugin; skopeo, docker-registry and sqfstar are real."""
 
 from __future__ import annotations
 

@@ -16,30 +16,30 @@ _KEPT = (b"user.", b"security.capability")
 _DROPPED = (b"user.overlay.", b"user.fuseoverlayfs.", b"user.rootlesscontainers", b"user.containers.")
 
 
-class MalformedPax(ValueError):
-    """Records that break the rules; the text says how."""
+class Malformed(ValueError):
+    """A header that breaks the rules; the text says how, as a predicate."""
 
 
 def parse(data: bytes) -> dict[bytes, bytes]:
-    """The records of an extended header. Of two records with one key the later counts. Raises `MalformedPax`."""
+    """The records of an extended header. Of two records with one key the later counts. Raises `Malformed`."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 21)
         if space < 0 or not _DECIMAL.match(data[at:space]):
-            raise MalformedPax("has an extended header without a length")
+            raise Malformed("has an extended header without a length")
         end = at + int(data[at:space])
         if not space < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise MalformedPax("has an extended header of a wrong length")
+            raise Malformed("has an extended header of a wrong length")
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or not key or b"\0" in key:
-            raise MalformedPax("has an extended header without a key")
+            raise Malformed("has an extended header without a key")
         if key.startswith(b"GNU.sparse"):
-            raise MalformedPax("is a sparse file, which layers do not hold")
+            raise Malformed("is a sparse file, which layers do not hold")
         records[key] = value
         at = end
     if b"\0" in records.get(b"path", b"") or b"\0" in records.get(b"linkpath", b""):
-        raise MalformedPax("has a name that holds NUL")
+        raise Malformed("has a name that holds NUL")
     return records
 
 
@@ -52,9 +52,9 @@ def size(records: Mapping[bytes, bytes], plain: int) -> int:
     if value is None:
         return plain
     if not _DECIMAL.match(value):
-        raise MalformedPax("has no number for its size")
+        raise Malformed("has no number for its size")
     if plain not in (0, int(value)):
-        raise MalformedPax(f"has two sizes, {plain} and {int(value)}")
+        raise Malformed(f"has two sizes, {plain} and {int(value)}")
     return int(value)
 
 
@@ -62,10 +62,10 @@ def number(records: Mapping[bytes, bytes], key: bytes, plain: int, most: int) ->
     """The record ``key`` as a number, else ``plain``; at most ``most``."""
     value = records.get(key)
     if value is not None and not _DECIMAL.match(value):
-        raise MalformedPax(f"has no number for its {key.decode()}")
+        raise Malformed(f"has no number for its {key.decode()}")
     found = plain if value is None else int(value)
     if found > most:
-        raise MalformedPax(f"has the {key.decode()} {found} (at most {most})")
+        raise Malformed(f"has the {key.decode()} {found} (at most {most})")
     return found
 
 
@@ -76,7 +76,7 @@ def time(records: Mapping[bytes, bytes], plain: int) -> int:
         return plain
     found = _TIME.match(value)
     if not found:
-        raise MalformedPax("has no number for its mtime")
+        raise Malformed("has no number for its mtime")
     return int(found[1]) - (value.startswith(b"-") and b"." in value)
 
 
@@ -85,5 +85,5 @@ def attributes(records: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...
     named = ((key.removeprefix(_XATTR), value) for key, value in records.items() if key.startswith(_XATTR))
     kept = [(key, value) for key, value in named if key.startswith(_KEPT) and not key.startswith(_DROPPED)]
     if sum(len(key) + len(value) for key, value in kept) > 65536 or any(len(key) > 255 for key, _ in kept):
-        raise MalformedPax("has more than 64 KiB of extended attributes")
+        raise Malformed("has more than 64 KiB of extended attributes")
     return tuple(kept)

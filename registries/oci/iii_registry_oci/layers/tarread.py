@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from iii_core.errors import ImageUnsafe
 from iii_registry_oci.layers import pax
-from iii_registry_oci.layers.entry import Entry, Kind, printable
+from iii_registry_oci.layers.entry import Entry, Kind, unsafe_entry
+from iii_registry_oci.layers.pax import Malformed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +39,6 @@ _KINDS = {
 _EXTENSIONS = b"xgLK"
 
 
-class Malformed(ValueError):
-    """A header that breaks the rules; the text says how."""
-
-
 def read_entries(reader: LayerReader, budget: Budget, label: str) -> Iterator[Entry]:
     """The entries of the archive, in order. ``label`` names the layer in errors.
 
@@ -54,7 +51,6 @@ def read_entries(reader: LayerReader, budget: Budget, label: str) -> Iterator[En
     global_records: dict[bytes, bytes] = {}
     while header := _next_header(reader, label):
         budget.spend_entry()
-        name = _text(header[0:100])
         try:
             _check_sum(header)
             flag = header[156:157]
@@ -63,13 +59,8 @@ def read_entries(reader: LayerReader, budget: Budget, label: str) -> Iterator[En
                 extension.take(flag, _extension_data(reader, size, budget.limits), global_records)
                 continue
             entry = _entry(header, extension, global_records, reader.position, budget.limits)
-        except (Malformed, pax.MalformedPax) as error:
-            shown = printable(extension.name or name)
-            raise ImageUnsafe(
-                f"{label}: entry '{shown}' {error}",
-                hint="the image is damaged or hostile; nothing of it was stored",
-                details={"entry": shown, "reason": str(error)},
-            ) from None
+        except Malformed as error:
+            raise unsafe_entry(label, extension.long_name or _text(header[0:100]), str(error)) from None
         extension = _Extension(budget.limits)
         yield entry
         if entry.kind is Kind.FILE and not reader.skip(reader_gap(entry, reader.position)):
@@ -120,6 +111,11 @@ class _Extension:
         self.link: bytes | None = None
         self.records: dict[bytes, bytes] = {}
         self.pending = False
+
+    @property
+    def long_name(self) -> bytes | None:
+        """The name that these headers give the entry; pax decides over GNU."""
+        return self.records.get(b"path") or self.name
 
     def take(self, flag: bytes, data: bytes, global_records: dict[bytes, bytes]) -> None:
         """One extended header; each kind may come once for an entry."""

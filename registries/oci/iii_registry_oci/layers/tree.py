@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iii_core.errors import ImageUnsafe
-from iii_registry_oci.layers.entry import Entry, Kind, printable
+from iii_registry_oci.layers.entry import Entry, Kind, printable, unsafe_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,12 +167,7 @@ class Tree:
         return Node(self._layer, implicit_directory())
 
     def _unsafe(self, entry: Entry, reason: str) -> ImageUnsafe:
-        shown = printable(entry.path)
-        return ImageUnsafe(
-            f"{self._label}: entry '{shown}' {reason}",
-            hint="the image is damaged or hostile; nothing of it was stored",
-            details={"entry": shown, "reason": reason},
-        )
+        return unsafe_entry(self._label, entry.path, reason)
 
 
 def is_whiteout(entry: Entry) -> bool:
