@@ -8,9 +8,12 @@ import typer
 
 from iii_core.cli.lazy import Lazy, LazyCommand, LazyGroup, from_module
 from iii_core.cli.state import State, state_of
+from iii_core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from iii_core.records import Command
 
 
 class RootGroup(LazyGroup):
@@ -25,22 +28,39 @@ class RootGroup(LazyGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All commands, for help and completion."""
-        return [*super().list_commands(ctx), *(name for name in self._of_plugins(ctx) if name not in self.lazy)]
+        return [*super().list_commands(ctx), *(name for name in self._listed(ctx) if name not in self.lazy)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command of the core never waits for plugins to be found."""
+        """A command of the core never waits for plugins to be found, and one of a plugin only when it is to run."""
         found = super().get_command(ctx, cmd_name)
         if found is not None:
             return found
-        declared = self._of_plugins(ctx).get(cmd_name)
-        return None if declared is None else LazyCommand(cmd_name, declared)
+        help_text = self._listed(ctx).get(cmd_name)
+        if help_text is None and cmd_name not in self._declared(ctx):
+            return None
+        return LazyCommand(cmd_name, Lazy(help_text or "", lambda: self._load(ctx, cmd_name)))
 
-    def _of_plugins(self, ctx: Any) -> Mapping[str, Lazy]:
+    def _load(self, ctx: Any, name: str) -> Any:
+        declared = self._declared(ctx).get(name)
+        if declared is None:
+            raise UsageError(f"no plugin provides the command {name!r} any more", hint="see 'iii plugins list'")
+        return declared.load()
+
+    def _listed(self, ctx: Any) -> dict[str, str]:
+        from iii_core.cli.listing import plugin_commands
+
+        return plugin_commands(self._state(ctx))
+
+    def _declared(self, ctx: Any) -> Mapping[str, Command]:
         from iii_core.records import Command
 
+        return self._state(ctx).plugins.collect(Command)
+
+    def _state(self, ctx: Any) -> State:
+        """The state, with the option that matters here; its callback runs only after commands are looked up."""
         state = state_of(ctx)
         state.use_plugins = state.use_plugins and not ctx.params.get("no_plugins", False)
-        return {record.name: Lazy(record.help, record.load) for record in state.plugins.collect(Command).values()}
+        return state
 
 
 app = typer.Typer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -96,10 +95,15 @@ def locate_project(
         chosen = cwd / Path(config or environ.get("III_CONFIG_PATH") or "config.yaml").expanduser()
         # The folder is resolved, so that every way to it names one project; the file may be a link to a shared one.
         config_path = chosen.parent.resolve() / chosen.name
-        home = Path(environ.get("III_HOME") or "~/.iii").expanduser()
+        home = cwd / user_home(environ)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigIoError(f"cannot find the project: {error}") from error
-    return Project(config_path=config_path, home=cwd / home, environ=environ)
+    return Project(config_path=config_path, home=home, environ=environ)
+
+
+def user_home(environ: Mapping[str, str]) -> Path:
+    """``$III_HOME``, else ``~/.iii``. Raises RuntimeError where the user has no home."""
+    return Path(environ.get("III_HOME") or "~/.iii").expanduser()
 
 
 def runtime_dir(project: Project) -> Path:
@@ -108,6 +112,8 @@ def runtime_dir(project: Project) -> Path:
     ``$XDG_RUNTIME_DIR/iii/<hash>``, else ``/run/user/UID/iii/<hash>``, else ``/tmp/iii-UID/<hash>``. A place that
     belongs to somebody else or that others may enter is never used. Raises `EngineError` if no place will do.
     """
+    import hashlib  # commands that only look for the engine do without
+
     digest = hashlib.sha256(os.fsencode(project.root)).hexdigest()[:12]
     refused: list[str] = []
     for base in _runtime_bases(project.environ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,6 +247,61 @@ def iii_commands():
         done = iii("hello", "--name", "world", "--loud")
         assert (done.code, done.out) == (0, "HELLO WORLD\n")
         assert "--loud" in iii("hello", "--help").out
+
+    def test_the_listing_follows_what_is_installed(self, iii: Any, site: Any) -> None:
+        assert "hello" not in iii("--help").out
+        site("greeter", self.HELLO)
+        assert "Say hello" in iii("--help").out
+        module = iii.root / "site/greeter_plugin.py"
+        module.write_text(self.HELLO.replace("Say hello", "Greet people"))
+        os.utime(module, ns=(1, 1))
+        assert "Greet people" in iii("--help").out
+        assert "hello" not in iii("--help", env={"III_DISABLE_PLUGINS": "greeter"}).out
+        cache = iii.root / "home/.iii/cache/commands.json"
+        assert json.loads(cache.read_text())["commands"] == {}
+        for nonsense in ("", "[]", '{"depends": 1}', "[" * 100_000):
+            cache.write_text(nonsense)
+            assert "Greet people" in iii("--help").out
+        shutil.rmtree(iii.root / "site/greeter-1.5.dist-info")
+        assert iii("hello").code == 2
+        assert "hello" not in iii("--help").out
+
+    def test_a_stale_listing_runs_nothing(self, iii: Any, site: Any) -> None:
+        site("greeter", self.HELLO)
+        iii("--help")
+        cache = iii.root / "home/.iii/cache/commands.json"
+        known = json.loads(cache.read_text())
+        cache.write_text(json.dumps({**known, "commands": {"ghost": "Boo"}}))
+        done = iii("ghost")
+        assert done.code == 2
+        assert "no plugin provides the command 'ghost' any more" in done.err
+        assert iii("hello").out == "hello you\n"
+
+    def test_a_listing_that_cannot_be_kept(self, iii: Any, site: Any) -> None:
+        site("greeter", self.HELLO)
+        (iii.root / "home/.iii").write_text("in the way")
+        assert "Say hello" in iii("--help").out
+
+    def test_two_plugins_with_one_command(self, iii: Any, site: Any) -> None:
+        site("greeter", self.HELLO)
+        site("welcomer", self.HELLO)
+        shown = iii("--help")
+        assert shown.code == 0
+        assert "two plugins declare the Command 'hello'" in shown.err
+        done = iii("hello")
+        assert done.code == 1
+        assert "[W211]" in done.err
+        assert "greeter" in done.err
+        assert "welcomer" in done.err
+
+    def test_the_project_option_reaches_commands_of_plugins(self, iii: Any, site: Any) -> None:
+        site(
+            "greeter",
+            self.HELLO.replace("import typer\n", "import typer\n    from iii_core.cli.state import state_of\n")
+            .replace("def hello(name", "def hello(context: typer.Context, name")
+            .replace('print(f"hello {name}"', 'print(state_of(context).project.config_path); print(f"hello {name}"'),
+        )
+        assert iii("-c", "other.yaml", "hello").out == f"{iii.root}/other.yaml\nhello you\n"
 
     def test_no_plugins_means_none(self, iii: Any, site: Any) -> None:
         site("greeter", self.HELLO)
