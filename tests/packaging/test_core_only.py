@@ -42,4 +42,4 @@ def test_every_module_of_the_core_can_be_imported(environment: Path) -> None:
 
 def test_help_and_an_empty_list_of_plugins(environment: Path) -> None:
     assert "worker" in run(environment / "bin" / "iii", "--help")
-    assert json.loads(run(environment / "bin" / "iii", "plugins", "list", "--json")) == []
+    assert json.loads(run(environment / "bin" / "iii", "plugins", "list", "--json")) == {"plugins": []}
