@@ -38,9 +38,7 @@ def run(argv: Sequence[str]) -> int:
         return 1
     except typer.TyperException as error:
         return _usage(error)
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
+    except (Exception, BaseExceptionGroup) as error:
         return _failure(error, state)
 
 

@@ -78,6 +78,7 @@ class MuxStream:
         self._closed_here = False  # by the application
         self._close_sent = False  # queued at least; also as the answer to the peer's
         self._closed: Closed | None = None
+        self._holds_close = False
         self._changed = trio.lowlevel.ParkingLot()
 
     # --- for applications ---
@@ -158,6 +159,13 @@ class MuxStream:
         for item, cost in waiting:
             on_message(item.payload)
             self._consumed(item, cost)
+
+    def hold_close(self) -> None:
+        """Do not answer the peer's `CLOSE` until `close`; until then this side may go on sending. Not a checkpoint.
+
+        For acceptors whose protocol has something to say after it, as the exit of a killed process.
+        """
+        self._holds_close = True
 
     async def close(self, reason: str = "") -> None:
         """Send `CLOSE` after what is queued, and drop what was received. Idempotent; done even if cancelled."""
@@ -253,6 +261,8 @@ class MuxStream:
 
     def _handle_close(self, reason: str) -> None:
         self._closed = Closed(reason)
+        if self._holds_close and not self._close_sent:
+            return
         self._drop_outbox()
         if not self._close_sent:
             self._close_sent = True
@@ -293,7 +303,7 @@ class MuxStream:
         if self._closed_here or channel in self._eof_sent:
             raise trio.ClosedResourceError
         self._mux.check()
-        if self._closed is not None:
+        if self._closed is not None and not self._holds_close:
             raise LinkClosed(f"the peer closed the stream ({self._closed.reason!r})")
 
     def _push(self, encoded: bytes) -> None:

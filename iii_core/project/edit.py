@@ -3,7 +3,7 @@
 Every edit is a splice of the text at positions the parser reports, so comments, order, quoting, flow style,
 indentation, line endings and a missing final newline survive byte for byte outside the edited entry. The parser is the
 one that reads (`iii_core.project.read`), so that what was checked is what is edited. The result is parsed again and
-compared with the data it should hold: an edit that would do anything else is refused. (docs/adr/0101-yaml.md)
+compared with the data it should hold: an edit that would do anything else is refused. (docs/adr/0005)
 """
 
 from __future__ import annotations

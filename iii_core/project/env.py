@@ -1,4 +1,7 @@
-"""From settings to a worker's environment and argv (spec worker-cli §2.1, §4, §12.C). Pure functions."""
+"""From settings to a worker's environment and argv (spec worker-cli §2.1, §4). Pure functions.
+
+The precedence of §12.C (image, then config, then what iii sets) is `iii_core.workers.plan`'s.
+"""
 
 from __future__ import annotations
 
@@ -40,30 +43,6 @@ def _flatten(mapping: dict[str, Data], prefix: str, found: dict[str, str]) -> No
 def config_from_image_env(env: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The ``config:`` block that ``add`` writes for an image: its ``ENV`` less the system's, sorted (spec §4)."""
     return {name: value for name, value in sorted(env) if name not in SYSTEM_VARIABLES}
-
-
-def merge_environment(
-    *,
-    image: Mapping[str, str],
-    manifest: Mapping[str, str],
-    config: Mapping[str, str],
-    entry: Mapping[str, str],
-    reserved: Mapping[str, str],
-    url_is_reserved: bool,
-) -> dict[str, str]:
-    """A worker's environment, lowest precedence first: image, manifest, ``config:``, ``env:``, reserved (§12.C).
-
-    Args:
-        reserved: what iii sets: ``III_WORKER_NAME``, ``III_ISOLATION`` and the URL under both of `URL_VARIABLES`.
-        url_is_reserved: true for workers run from source, whose URL nobody may override; false for image workers, where
-            the URL asked for by the lower layers wins and is given under both names.
-    """
-    asked = {**image, **manifest, **config, **entry}
-    merged = {**asked, **reserved}
-    url = None if url_is_reserved else requested_url(asked)
-    if url is not None:
-        merged.update(dict.fromkeys(URL_VARIABLES, url))
-    return merged
 
 
 def requested_url(env: Mapping[str, str]) -> str | None:

@@ -5,7 +5,7 @@ One loop over the events of libyaml builds a tree of nodes that know where they 
 constructor of PyYAML runs: tags are refused, duplicate keys are errors, and what aliases expand to is counted.
 
 Plain scalars follow the YAML 1.2 core schema as the original engine's reader does, and not PyYAML's 1.1: ``yes``,
-``off``, ``12:30``, ``2024-01-01`` and ``0123`` are text. (docs/adr/0101-yaml.md)
+``off``, ``12:30``, ``2024-01-01`` and ``0123`` are text. (docs/adr/0005)
 """
 
 from __future__ import annotations

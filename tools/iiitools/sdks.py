@@ -1,7 +1,7 @@
 """The published SDKs that the tests run as clients, unmodified, each in a folder of its own below ``build/sdks``.
 
-``python -m iiitools.sdks`` installs what is missing and does nothing else; the tests call `install` themselves. A folder is
-complete when its marker holds the hash of everything it was made from. What the SDKs depend on is pinned in
+``python -m iiitools.sdks`` installs what is missing and does nothing else; the tests call `install` themselves. A
+folder is complete when its marker holds the hash of everything it was made from. What the SDKs depend on is pinned in
 ``tests/integration/sdk``; no lock file is kept, because those name the hosts that they were resolved from.
 """
 

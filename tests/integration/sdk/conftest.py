@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import trio
-from iiitools.sdks import SDKS, Sdk, install
 
 from iii_core.engine import Engine, EngineConfig, ListenerConfig, WorkerInfo, open_engine
 from iii_core.host import PluginHost
+from iiitools.sdks import SDKS, Sdk, install
 
 from .driver import Client, open_client
+from .recorder import Recorder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Recorder())
 
 
 @dataclass(frozen=True)

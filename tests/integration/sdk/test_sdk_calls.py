@@ -6,6 +6,7 @@ import itertools
 import signal
 
 import pytest
+
 from iiitools.sdks import SDKS, Sdk
 
 from .conftest import Hub

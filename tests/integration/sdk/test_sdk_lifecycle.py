@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+
 from iiitools.sdks import SDKS, Sdk
 
 from .conftest import Hub, open_clients, open_hub

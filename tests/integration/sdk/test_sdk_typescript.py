@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+
 from iiitools.sdks import SDKS, Sdk
 
 from .conftest import Hub
@@ -52,7 +53,8 @@ class Output:
         raise AssertionError(f"no {pattern!r} in:\n{self.text}")
 
 
-async def test_the_sample_worker_of_an_image(hub: Hub, fleet: dict[Sdk, Client]) -> None:
+@pytest.mark.parametrize("sdk", [OLD_NODE], ids=lambda sdk: sdk.label)
+async def test_the_sample_worker_of_an_image(hub: Hub, fleet: dict[Sdk, Client], sdk: Sdk) -> None:
     async with open_program(hub, "hello.ts") as (_, output):
         with trio.fail_after(20):
             await hub.engine.wait_for_worker(lambda worker: "my-worker::hello" in worker.functions)
@@ -61,7 +63,8 @@ async def test_the_sample_worker_of_an_image(hub: Hub, fleet: dict[Sdk, Client])
         await output.wait_for("Hello from my OCI worker!")
 
 
-async def test_the_samples_of_the_lifecycle_page(hub: Hub) -> None:
+@pytest.mark.parametrize("sdk", [OLD_NODE], ids=lambda sdk: sdk.label)
+async def test_the_samples_of_the_lifecycle_page(hub: Hub, sdk: Sdk) -> None:
     async with open_client(SDKS[0], hub.url, hub.home, name="math") as math:
         await hub.offer(math, "math::add", "slow", seconds=60)
         async with open_program(hub, "lifecycle.ts") as (process, output):

@@ -14,7 +14,6 @@ from iii_core.project.durations import parse_duration
 from iii_core.project.env import (
     config_from_image_env,
     flatten_config,
-    merge_environment,
     patch_url_argument,
     requested_url,
 )
@@ -178,24 +177,6 @@ class TestEnvironment:
             ("HOSTNAME", "h"),
         ]
         assert list(config_from_image_env(env).items()) == [("FOO", "bar"), ("ZED", "1")]
-
-    def test_precedence(self) -> None:
-        layers = [dict.fromkeys("ABCDE"[index:], layer) for index, layer in enumerate(("img", "man", "cfg", "ent"))]
-        merged = merge_environment(
-            image=layers[0], manifest=layers[1], config=layers[2], entry=layers[3],
-            reserved={"E": "res", "III_URL": "ws://e", "III_ENGINE_URL": "ws://e"}, url_is_reserved=True,
-        )  # fmt: skip
-        assert merged == {
-            "A": "img", "B": "man", "C": "cfg", "D": "ent", "E": "res", "III_URL": "ws://e", "III_ENGINE_URL": "ws://e",
-        }  # fmt: skip
-
-    @pytest.mark.parametrize(("reserved", "url"), [(True, "ws://engine"), (False, "ws://asked")])
-    def test_image_workers_may_ask_for_another_url(self, reserved: bool, url: str) -> None:
-        merged = merge_environment(
-            image={"III_URL": "ws://asked"}, manifest={}, config={}, entry={},
-            reserved={"III_URL": "ws://engine", "III_ENGINE_URL": "ws://engine"}, url_is_reserved=reserved,
-        )  # fmt: skip
-        assert merged == {"III_URL": url, "III_ENGINE_URL": url}
 
     def test_requested_url(self) -> None:
         assert requested_url({"III_URL": "a", "III_ENGINE_URL": "b"}) == "b"

@@ -1,7 +1,7 @@
 """A worker on the published Python SDK, moved by commands on stdin: one JSON object per line.
 
-Runs under every release of the SDK that the tests know, so it uses only what they have in common, and looks for the rest.
-Answers and events are lines that begin with ``@``; whatever else the SDK prints is noise.
+Runs under every release of the SDK that the tests know, so it uses only what they have in common, and looks for the
+rest. Answers and events are lines that begin with ``@``; whatever else the SDK prints is noise.
 """
 
 import asyncio
