@@ -114,6 +114,7 @@ def _install_node(sdk: Sdk) -> None:
 
 
 def _run(command: Sequence[str], *, cwd: Path | None = None) -> None:
+    output = ""
     for attempt in range(1, _ATTEMPTS + 1):
         done = subprocess.run(
             command,
@@ -127,8 +128,9 @@ def _run(command: Sequence[str], *, cwd: Path | None = None) -> None:
         )
         if done.returncode == 0:
             return
+        output = done.stdout
         print(f"sdks: {command[0]} failed (attempt {attempt} of {_ATTEMPTS})", file=sys.stderr, flush=True)
-    raise InstallFailed(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
+    raise InstallFailed(f"{' '.join(command)} failed:\n{output[-2000:]}")
 
 
 def _package_file(sdk: Sdk) -> Path:
