@@ -45,7 +45,7 @@ def converse(connection: socket.socket, request: bytes, *, timeout: float | None
     try:
         connection.settimeout(HELLO_TIMEOUT)
         connection.sendall(ours.encode())
-        theirs = Hello.decode(_next_frame(connection, decoder, HELLO_TIMEOUT).payload)
+        theirs = Hello.decode(_next_frame(connection, decoder, time.monotonic() + HELLO_TIMEOUT).payload)
         if theirs.peer_epoch != ours.epoch:
             raise LinkError("the peer answered somebody else's HELLO")
         if len(request) > theirs.max_message:
@@ -59,14 +59,23 @@ def converse(connection: socket.socket, request: bytes, *, timeout: float | None
 
 
 def _messages(connection: socket.socket, decoder: Decoder, timeout: float | None) -> Iterator[bytes]:
+    def deadline() -> float | None:
+        return None if timeout is None else time.monotonic() + timeout
+
+    while (payload := _next_message(connection, decoder, deadline())) is not None:
+        yield payload
+
+
+def _next_message(connection: socket.socket, decoder: Decoder, deadline: float | None) -> bytes | None:
+    """The next message, None once the stream is closed."""
     while True:
-        frame = _next_frame(connection, decoder, timeout)
+        frame = _next_frame(connection, decoder, deadline)
         match frame.type:
             case frames.MESSAGE if frame.stream == _STREAM:
                 connection.sendall(frames.encode_credit(_STREAM, 0, frame.cost))
-                yield frame.payload
+                return frame.payload
             case frames.CLOSE if frame.stream == _STREAM:
-                return
+                return None
             case frames.CREDIT if frame.stream == _STREAM:
                 pass
             case frames.PING:
@@ -75,9 +84,8 @@ def _messages(connection: socket.socket, decoder: Decoder, timeout: float | None
                 raise LinkError(f"unexpected frame of type {frame.type}")
 
 
-def _next_frame(connection: socket.socket, decoder: Decoder, timeout: float | None) -> Frame:
-    """The next frame; ``timeout`` is for the whole of it. Raises ``TimeoutError``, ``OSError``, `LinkError`."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+def _next_frame(connection: socket.socket, decoder: Decoder, deadline: float | None) -> Frame:
+    """The next frame; ``deadline`` by the monotonic clock. Raises ``TimeoutError``, ``OSError``, `LinkError`."""
     while (frame := decoder.next_frame()) is None:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
