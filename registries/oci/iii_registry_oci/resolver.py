@@ -221,7 +221,9 @@ def _local_blob(reference: LocalReference, blob: Descriptor, most: int) -> bytes
             with (reference.path / name).open("rb") as file:
                 return file.read(most + 1)
         with tarfile.open(reference.path) as archive:
-            member = archive.extractfile(name)
-            return member.read(most + 1) if member else b""
-    except (OSError, KeyError, tarfile.TarError):
-        raise ImageNotFound(f"{reference.canonical} lacks the manifest {blob.digest}") from None
+            for member in archive:
+                if member.name.removeprefix("./") == name and (opened := archive.extractfile(member)):
+                    return opened.read(most + 1)
+    except (OSError, tarfile.TarError):
+        pass  # what is not there, or cannot be read, is told the same way
+    raise ImageNotFound(f"{reference.canonical} lacks the manifest {blob.digest}", hint="check the path and the tag")

@@ -49,7 +49,7 @@ async def build_root(
     }
     command = [sys.executable, "-m", "iii_registry_oci.layers.build"]
     said: list[bytes] = []
-    answer: dict[str, Any] = {}
+    answer: dict[str, Any] | None = None
     environment = {"PATH": environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": ":".join(filter(None, sys.path))}
     async with running(command, env=environment, cwd=output.parent, install="Python") as process:
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
@@ -68,12 +68,14 @@ async def build_root(
             except trio.BrokenResourceError:
                 pass  # it died; its status says so
             answer = await _follow(stdout, moved)
+            if answer is None:
+                process.kill()
             await process.wait()
     return _outcome(answer, process.returncode, b"".join(said))
 
 
-async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) -> dict[str, Any]:
-    """Read the lines; gives the last one that is not progress."""
+async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) -> dict[str, Any] | None:
+    """Read the lines; gives the last one that is not progress ({} if there is none), or None when nothing comes."""
     pending = bytearray()
     answer: dict[str, Any] = {}
     while True:
@@ -81,7 +83,7 @@ async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) 
             with trio.fail_after(STALL_SECONDS):
                 data = await stdout.receive_some(65536)
         except trio.TooSlowError:
-            raise errors.ImageError(f"Building the root image made no progress for {STALL_SECONDS} seconds") from None
+            return None
         if not data:
             return answer
         pending += data
@@ -94,7 +96,9 @@ async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) 
                 answer = message
 
 
-def _outcome(answer: Mapping[str, Any], status: int | None, stderr: bytes) -> bytes | None:
+def _outcome(answer: Mapping[str, Any] | None, status: int | None, stderr: bytes) -> bytes | None:
+    if answer is None:
+        raise errors.ImageError(f"Building the root image made no progress for {STALL_SECONDS} seconds")
     if "result" in answer:
         manifest = answer["result"]["manifest"]
         return None if manifest is None else base64.b64decode(manifest)

@@ -120,7 +120,10 @@ class Skopeo:
             watch = _Watch(reference, staging, expected, arrived)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch.run, nursery.cancel_scope)
-                await self._run(command, reference, staging, *chosen)
+                try:
+                    await self._run(command, reference, staging, *chosen)
+                except IIIError as error:
+                    watch.error = error  # raised below, where no nursery makes a group of it
                 nursery.cancel_scope.cancel()
             if watch.error:
                 raise watch.error

@@ -66,7 +66,7 @@ def merge_layers(tmp_path: Path) -> Merge:
         output = io.BytesIO()
         roots: list[tuple[int, int, int, int]] = []
 
-        def begin(root: object) -> Callable[[bytes], object]:
+        def begin(root: object, _newest: int) -> Callable[[bytes], object]:
             roots.append((root.mode, root.uid, root.gid, root.mtime))  # type: ignore[attr-defined]
             return output.write
 

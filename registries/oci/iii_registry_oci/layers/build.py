@@ -16,7 +16,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -39,22 +38,30 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class SquashFS:
     """``sqfstar`` writing one image from the tar archive it is sent.
 
-    The same archive always gives the same image: no clock and no host name gets in.
+    The same archive gives the same image, unless it has a time in the future.
     """
 
     def __init__(self, output: Path) -> None:
         self._output = output
-        self._stderr: IO[bytes] = tempfile.TemporaryFile(dir=output.parent)  # noqa: SIM115
+        self._stderr: IO[bytes] = os.fdopen(os.memfd_create("stderr"), "w+b")  # not on a disk that may be full
         self._process: subprocess.Popen[bytes] | None = None
 
-    def begin(self, root: Entry) -> Callable[[bytes], object]:
-        """Start it, with the root directory's metadata; gives where to write the archive."""
+    def begin(self, root: Entry, newest: int) -> Callable[[bytes], object]:
+        """Start it, with the root directory's metadata; gives where to write the archive.
+
+        sqfstar 4.5.1 gives the root directory the time of day, whatever ``-root-time`` says, unless
+        ``SOURCE_DATE_EPOCH`` bounds all times; set to the latest one of the archive it bounds nothing else.
+        """
         command = ["sqfstar", "-comp", "lz4", "-no-progress", "-quiet", "-exit-on-error", "-mem", SQFSTAR_MEMORY]
-        command += ["-mkfs-time", "0", "-root-mode", f"{root.mode:o}", "-root-time", str(root.mtime)]
-        command += ["-root-uid", str(root.uid), "-root-gid", str(root.gid), str(self._output)]
+        command += ["-root-mode", f"{root.mode:o}", "-root-uid", str(root.uid), "-root-gid", str(root.gid)]
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._stderr, bufsize=MIB
+                [*command, str(self._output)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                bufsize=MIB,
+                env={**os.environ, "SOURCE_DATE_EPOCH": str(newest)},
             )
         except FileNotFoundError:
             raise SpawnError("sqfstar is not installed", hint="install squashfs-tools 4.5 or newer") from None

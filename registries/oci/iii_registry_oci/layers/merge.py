@@ -79,7 +79,7 @@ def merge(
     limits: Limits,
     scratch: Path,
     moved: Callable[[int], None],
-    begin: Callable[[Entry], Callable[[bytes], object]],
+    begin: Callable[[Entry, int], Callable[[bytes], object]],
 ) -> Merged:
     """Merge ``layers`` (base first) and write the result as a tar archive.
 
@@ -88,14 +88,15 @@ def merge(
         limits: what the image may hold.
         scratch: a folder for nameless temporary files.
         moved: told the bytes of the blobs read since it was last told; twice their sizes in the end.
-        begin: called once all headers and digests are checked, with the root directory; gives where to write.
+        begin: called once all headers and digests are checked, with the root directory and the latest modification
+            time; gives where to write.
 
     Raises:
         ImageUnsafe, DigestMismatch: before ``begin`` is called.
     """
     budget = Budget(limits)
     tree = _build_tree(layers, budget, scratch, moved)
-    write = begin(tree.root.entry)
+    write = begin(tree.root.entry, tree.newest)
     plan = _Plan(tree, len(layers), limits, write)
     for index, layer in enumerate(layers):
         with layer.path.open("rb") as blob:

@@ -7,6 +7,8 @@ for hostile input and too slow for an image's thousands of entries.
 
 from __future__ import annotations
 
+import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from iii_core.errors import ImageUnsafe
@@ -42,36 +44,32 @@ _EXTENSIONS = b"xgLK"
 def read_entries(reader: LayerReader, budget: Budget, label: str) -> Iterator[Entry]:
     """The entries of the archive, in order. ``label`` names the layer in errors.
 
-    The reader stands behind an entry's data when the next entry is asked for.
+    The reader stands at an entry's data when it is given, and must stand there when the next one is asked for.
 
     Raises:
         ImageUnsafe: a header is malformed, or asks for what a layer must not hold.
     """
-    extension = _Extension(budget.limits)
+    extension = _Extension()
     global_records: dict[bytes, bytes] = {}
     while header := _next_header(reader, label):
         budget.spend_entry()
         try:
             _check_sum(header)
             flag = header[156:157]
-            if flag in _EXTENSIONS and flag:
+            if flag in _EXTENSIONS:
                 size = _number(header[124:136], "size")
                 extension.take(flag, _extension_data(reader, size, budget.limits), global_records)
                 continue
             entry = _entry(header, extension, global_records, reader.position, budget.limits)
         except Malformed as error:
             raise unsafe_entry(label, extension.long_name or _text(header[0:100]), str(error)) from None
-        extension = _Extension(budget.limits)
+        if extension.pending:
+            extension = _Extension()
         yield entry
-        if entry.kind is Kind.FILE and not reader.skip(reader_gap(entry, reader.position)):
+        if entry.size and not reader.skip(-(-entry.size // BLOCK) * BLOCK):
             raise _cut(label)
     if extension.pending:
         raise ImageUnsafe(f"{label}: the archive ends after an extended header")
-
-
-def reader_gap(entry: Entry, position: int) -> int:
-    """Bytes from ``position`` to the header after the entry."""
-    return entry.offset + -(-entry.size // BLOCK) * BLOCK - position
 
 
 def _next_header(reader: LayerReader, label: str) -> bytes | None:
@@ -105,8 +103,7 @@ def _extension_data(reader: LayerReader, size: int, limits: Limits) -> bytes:
 class _Extension:
     """What the extended headers before an entry say about it."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self) -> None:
         self.name: bytes | None = None
         self.link: bytes | None = None
         self.records: dict[bytes, bytes] = {}
@@ -172,18 +169,13 @@ def _entry(
         _check_target(link, limits)
     else:
         link = b""
-    return Entry(
-        kind,
-        path,
-        _number(header[100:108], "mode") & 0o7777,
-        pax.number(records, b"uid", _number(header[108:116], "uid"), _ID_MAX),
-        pax.number(records, b"gid", _number(header[116:124], "gid"), _ID_MAX),
-        min(max(pax.time(records, _number(header[136:148], "mtime", signed=True)), 0), _MTIME_MAX),
-        link,
-        offset,
-        size,
-        pax.attributes(records) if records else (),
-    )
+    mode, uid, gid = _owner(header[100:124])
+    mtime = _number(header[136:148], "mtime", signed=True)
+    if records or uid > _ID_MAX or gid > _ID_MAX:
+        uid, gid = pax.number(records, b"uid", uid, _ID_MAX), pax.number(records, b"gid", gid, _ID_MAX)
+        mtime = pax.time(records, mtime)
+    mtime = min(max(mtime, 0), _MTIME_MAX)
+    return Entry(kind, path, mode, uid, gid, mtime, link, offset, size, pax.attributes(records) if records else ())
 
 
 def _name(header: bytes) -> bytes:
@@ -208,7 +200,7 @@ def clean_path(name: bytes, limits: Limits) -> bytes:
         raise Malformed("climbs out of the image with '..'")
     if len(parts) > limits.depth:
         raise Malformed(f"is {len(parts)} levels deep (at most {limits.depth})")
-    if any(len(part) > limits.name for part in parts):
+    if len(name) > limits.name and any(len(part) > limits.name for part in parts):
         raise Malformed(f"has a part of its name longer than {limits.name} bytes")
     return b"/".join(parts)
 
@@ -226,13 +218,34 @@ def _text(field: bytes) -> bytes:
 
 def _check_sum(header: bytes) -> None:
     """POSIX sums unsigned bytes with the sum's own field as spaces; some old tars summed signed ones."""
-    expected = _number(header[148:156], "checksum")
-    unsigned = sum(header) - sum(header[148:156]) + 8 * 0x20
+    field = header[148:156]
+    unsigned = _sum(header[:256]) + _sum(header[256:]) - _sum(field) + 8 * 0x20
+    expected = _parse_number(field, "checksum")
     if expected != unsigned and expected != unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):
         raise Malformed("has a wrong checksum")
 
 
+def _sum(data: bytes) -> int:
+    """The sum of at most 256 bytes, ten times as fast as `sum`: the low half of Adler-32 is 1 + the sum mod 65521."""
+    return (zlib.adler32(data) & 0xFFFF) - 1
+
+
+@lru_cache(maxsize=1024)  # most entries of a layer have the owners and modes of others
+def _owner(fields: bytes) -> tuple[int, int, int]:
+    """Mode, uid and gid."""
+    return (
+        _parse_number(fields[0:8], "mode") & 0o7777,
+        _parse_number(fields[8:16], "uid"),
+        _parse_number(fields[16:24], "gid"),
+    )
+
+
+@lru_cache(maxsize=4096)  # times and sizes repeat as well
 def _number(field: bytes, what: str, *, signed: bool = False) -> int:
+    return _parse_number(field, what, signed=signed)
+
+
+def _parse_number(field: bytes, what: str, *, signed: bool = False) -> int:
     """A numeric field: octal digits, or GNU's base 256 for what does not fit."""
     if field[0] & 0x80:
         value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")

@@ -1,13 +1,12 @@
-"""Writing the merged image as a tar archive: only forms that every reader takes the same way (POSIX ustar and pax)."""
+"""Writing the merged image as a tar archive, in the forms that ``sqfstar`` reads right.
+
+Long names are written GNU's way, attributes and large ids POSIX's: sqfstar 4.5.1 takes a leading ``/`` or ``../`` off
+a pax ``linkpath``, so a long symbolic link would lead elsewhere.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iii_registry_oci.layers.entry import Entry, Kind
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -18,16 +17,18 @@ _FLAGS = {Kind.FILE: b"0", Kind.HARDLINK: b"1", Kind.SYMLINK: b"2", Kind.DIRECTO
 
 def header(path: bytes, entry: Entry) -> bytes:
     """The header blocks of ``entry`` under the name ``path``; a file's data and `padding` follow."""
-    records: list[tuple[bytes, bytes]] = [(b"SCHILY.xattr." + name, value) for name, value in entry.xattrs]
+    blocks = b""
     if len(path) > _FIELD:
-        records.append((b"path", path))
+        blocks += _extension(b"L", path + b"\0")
     if len(entry.link) > _FIELD:
-        records.append((b"linkpath", entry.link))
+        blocks += _extension(b"K", entry.link + b"\0")
+    records: list[tuple[bytes, bytes]] = [(b"SCHILY.xattr." + name, value) for name, value in entry.xattrs]
     for key, value in ((b"uid", entry.uid), (b"gid", entry.gid)):
         if value > _OCTAL_7:
             records.append((key, b"%d" % value))
-    block = _block(path, entry, _FLAGS[entry.kind])
-    return _extended(records) + block if records else block
+    if records:
+        blocks += _extension(b"x", b"".join(_record(key, value) for key, value in records))
+    return blocks + _block(path, entry, _FLAGS[entry.kind])
 
 
 def hard_link(path: bytes, target: bytes) -> bytes:
@@ -40,10 +41,9 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _extended(records: Iterable[tuple[bytes, bytes]]) -> bytes:
-    data = b"".join(_record(key, value) for key, value in records)
+def _extension(flag: bytes, data: bytes) -> bytes:
     entry = Entry(Kind.FILE, b"", 0o644, 0, 0, 0, b"", 0, len(data), ())
-    return _block(b"pax", entry, b"x") + data + padding(len(data))
+    return _block(b"././@LongLink", entry, flag) + data + padding(len(data))
 
 
 def _record(key: bytes, value: bytes) -> bytes:

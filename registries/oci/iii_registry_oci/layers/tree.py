@@ -42,10 +42,14 @@ def implicit_directory() -> Entry:
 
 
 class Tree:
-    """A root file system in the making. Layers come from the base to the top."""
+    """A root file system in the making. Layers come from the base to the top.
+
+    ``newest`` is the latest modification time that any layer named.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.root = Node(0, implicit_directory())
+        self.newest = 0
         self._budget = budget
         self._layer = -1
         self._label = ""
@@ -71,6 +75,7 @@ class Tree:
 
     def apply(self, entry: Entry) -> None:
         """Add or replace what the entry names. Raises `ImageUnsafe`."""
+        self.newest = max(self.newest, entry.mtime)
         if not entry.path:
             if entry.kind is not Kind.DIRECTORY:
                 raise self._unsafe(entry, "replaces the root of the image")
