@@ -12,7 +12,6 @@ from iii_core.errors import IIIError, WorkerNotInstalled
 from iii_core.workers.run import STOP_GRACE, RunPlaces
 from iii_core.workers.spec import sandbox_id
 from iii_core.workers.supervisor import Supervisor
-from iii_core.workers.writable import drop_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,12 +76,6 @@ class WorkerManager:
             elif self._workers[name].supervisor.spec != spec:
                 self._workers[name].supervisor.replace(spec)
         await self._end(gone)
-
-    async def remove(self, name: str) -> None:
-        """End a worker and delete its writable layers; its logs stay. Unknown names are ignored."""
-        places = self._places(name)
-        await self._end([name] if name in self._workers else [])
-        await trio.to_thread.run_sync(drop_writable, places.writable)
 
     async def stop_all(self) -> None:
         """End every worker in an orderly way, all at once, within a bound."""
