@@ -4,7 +4,6 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/capability.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,8 @@
 #include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
+
+#include "signals.h"
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -29,15 +30,6 @@ static _Noreturn __attribute__((format(printf, 3, 4))) void fail(int pipe, int e
     if (write(pipe, &failure, sizeof failure) < 0)
         _exit(126);
     _exit(127);
-}
-
-static void reset_signals(void) {
-    struct sigaction standard = {.sa_handler = SIG_DFL};
-    sigset_t none;
-    for (int signal = 1; signal < NSIG; signal++)
-        sigaction(signal, &standard, NULL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 /* How many ids a map of /proc/self holds; 0 if it cannot be read. */
@@ -133,7 +125,7 @@ void child_run(const struct spawn_spec *spec, const int standard[3], int failure
     for (int i = 0; i < 3; i++)
         if (dup2(standard[i], i) < 0)
             fail(failure, errno, "cannot set descriptor %d", i);
-    reset_signals();
+    signals_reset();
     umask(022);
     switch_ids(spec, failure);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || !drop_capabilities())

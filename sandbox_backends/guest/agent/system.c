@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "agent.h"
+#include "signals.h"
 #include "util.h"
 
 #ifndef CLOSE_RANGE_CLOEXEC
@@ -52,6 +53,7 @@ static void raise_file_limit(void) {
 }
 
 void system_prepare(int link_fd) {
+    signals_reset(); /* an ignored SIGCHLD would hide the end of every child */
     prepare_descriptors(link_fd);
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (getpid() != 1)

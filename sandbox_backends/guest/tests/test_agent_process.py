@@ -136,6 +136,20 @@ async def test_the_child_has_its_environment_and_nothing_else(start_agent: Start
     assert lines[2:] == ["0000000000000000 0000000001001000 1", "True"]  # SIGPIPE and SIGXFSZ: Python's own
 
 
+async def test_a_child_ignores_no_signal_because_the_agent_was_started_so(start_agent: StartAgent) -> None:
+    """Those that libc keeps for its threads, 32 and 33, can come in ignored too, and libc's own call cannot undo it."""
+    ignore = (
+        "import ctypes, os, sys, platform\n"
+        "number = {'x86_64': 13, 'aarch64': 134}[platform.machine()]  # rt_sigaction\n"
+        "action = (ctypes.c_ulong * 8)(1)  # SIG_IGN\n"
+        "for signal in range(1, 65): ctypes.CDLL(None).syscall(number, signal, action, None, 8)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    async with start_agent(before=[PYTHON, "-IS", "-c", ignore]) as agent:
+        out, _, _ = await run(agent, "grep", "^Sig[IB]", "/proc/self/status")
+    assert out.split() == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+
+
 async def test_signals_reach_the_whole_group(start_agent: StartAgent) -> None:
     script = f"""
         trap 'echo parent; wait; exit 5' TERM
