@@ -41,7 +41,8 @@
     │   ├── SandboxDied             W234
     │   ├── SandboxNotFound         W235
     │   ├── UnsupportedOperation    W236
-    │   └── SandboxHostDied         W237
+    │   ├── SandboxHostDied         W237
+    │   └── SnapshotUnusable        W238
     ├── LinkError                   W240
     │   └── LinkClosed              W241
     ├── ProcessSpawnError           W242
@@ -319,6 +320,12 @@ class SandboxHostDied(SandboxError):
     """The process that owns the sandboxes ended, and all of them with it."""
 
     default_code = "W237"
+
+
+class SnapshotUnusable(SandboxError):
+    """A saved state is damaged, or of another image, machine, kernel or version."""
+
+    default_code = "W238"
 
 
 class LinkError(IIIError):

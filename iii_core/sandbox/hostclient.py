@@ -279,6 +279,14 @@ class _RemoteDriver(SandboxDriver):
         result, _ = await self._call("state", id=sandbox_id)
         return msgspec.convert(result, SandboxState)
 
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        """See `iii_core.sandbox.port.Snapshots.save`; the host refuses where the backend has no such ability."""
+        await self._call("save", id=sandbox_id, folder=folder)
+
+    async def restore(self, sandbox_id: str, folder: Path) -> None:
+        """See `iii_core.sandbox.port.Snapshots.restore`."""
+        await self._call("restore", id=sandbox_id, folder=folder)
+
     def events(self) -> trio.MemoryReceiveChannel[SandboxEvent]:
         return self._connection.events(self._backend).receiver
 

@@ -14,7 +14,9 @@ import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path  # msgspec reads these types when a spec crosses to the sandbox host
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from iii_core.errors import UnsupportedOperation
 
 if TYPE_CHECKING:
     import socket
@@ -37,6 +39,10 @@ class Capability(enum.StrEnum):
     MEMORY_LIMIT = "memory-limit"
     PID_LIMIT = "pid-limit"
     USER_RANGE = "user-range"  # more than one user id exists inside the sandbox
+    DISK_LIMIT = "disk-limit"  # the writable layer has a size of its own
+    EGRESS = "egress"  # the outside can be reached, as far as `Egress` allows
+    MOUNTS = "mounts"  # folders of this machine can be shown inside
+    SNAPSHOT = "snapshot"  # the driver is also a `Snapshots`
 
 
 class Phase(enum.StrEnum):
@@ -49,11 +55,39 @@ class Phase(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Resource limits; None means none. ``cpus`` in cores (0.1 … 1024), ``memory_mib`` ≥ 16, ``pids`` ≥ 2."""
+    """Resource limits; None means none.
+
+    ``cpus`` in cores (0.1 … 1024), ``memory_mib`` ≥ 16, ``pids`` ≥ 2, ``disk_mib`` ≥ 16 (the writable layer).
+    """
 
     cpus: float | None = None
     memory_mib: int | None = None
     pids: int | None = None
+    disk_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Egress:
+    """Leave to reach the outside: public addresses, and of those that are not public only what ``allow`` names.
+
+    Never the machine's own loopback, private, link-local or metadata addresses, whatever a name resolves to.
+
+    Attributes:
+        allow: networks in CIDR notation that are reachable although they are not public.
+        nameservers: where the sandbox's DNS queries go; empty means the machine's own resolvers.
+    """
+
+    allow: tuple[str, ...] = ()
+    nameservers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A folder of this machine, shown inside at ``target`` (absolute, normal); read-only unless ``writable``."""
+
+    source: Path
+    target: str
+    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +111,8 @@ class SandboxSpec:
         console: file that receives the sandbox's own messages (kernel, launcher, agent), from the first byte.
         hostname: what the sandbox calls itself.
         limits: resources; those the machine cannot enforce are named by ``SandboxState.unenforced``.
+        egress: None means that there is no network at all: loopback inside, and the link.
+        mounts: folders of this machine.
     """
 
     id: str
@@ -85,6 +121,8 @@ class SandboxSpec:
     console: Path
     hostname: str
     limits: Limits = Limits()
+    egress: Egress | None = None
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +151,26 @@ class SandboxEvent:
     id: str
     exit: str
     console_tail: str = ""
+
+
+def check_supported(spec: SandboxSpec, capabilities: frozenset[Capability], backend: str) -> None:
+    """Raise `UnsupportedOperation` for what the spec asks of a backend that does not declare it: never ignore it.
+
+    Limits of CPU, memory and processes are the exception: where they cannot be enforced, `SandboxState.unenforced`
+    says so.
+    """
+    asked = {
+        Capability.EGRESS: spec.egress is not None and "network access",
+        Capability.MOUNTS: spec.mounts and "mounts",
+        Capability.DISK_LIMIT: spec.limits.disk_mib is not None and "a disk size",
+    }
+    for capability, what in asked.items():
+        if what and capability not in capabilities:
+            raise UnsupportedOperation(
+                f"the sandbox backend {backend} does not support {what}",
+                hint="leave it out of the worker's sandbox settings, or choose a backend that has it",
+                details={"backend": backend, "capability": capability.value},
+            )
 
 
 class SandboxDriver(ABC):
@@ -159,3 +217,27 @@ class SandboxDriver(ABC):
     @abstractmethod
     def events(self) -> trio.MemoryReceiveChannel[SandboxEvent]:
         """The one channel of unasked-for ends; never blocks the driver (on overflow the oldest events are dropped)."""
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """What a driver with `Capability.SNAPSHOT` can do besides. The same rules of concurrency and cancellation hold."""
+
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        """Save a running sandbox, memory and writable layer, into a folder that does not exist yet; it runs on.
+
+        Its link breaks; `SandboxDriver.link` gives the next one. Raises `SandboxError` if it fails, and then leaves
+        no folder.
+        """
+        ...
+
+    async def restore(self, sandbox_id: str, folder: Path) -> None:
+        """As `SandboxDriver.start`, but from a saved state, which stays valid; its writable layer replaces today's.
+
+        The agent must then be told to resume: its clock stands at the time of saving and its random numbers are those
+        of every other guest restored from the same state.
+
+        Raises:
+            SnapshotUnusable: it is of another image, machine, kernel or version, or damaged.
+        """
+        ...

@@ -38,6 +38,7 @@ from iii_core.sandbox.port import (
     SandboxEvent,
     SandboxSpec,
     SandboxState,
+    check_supported,
 )
 from iii_core.testing.memory_agent import MemoryGuest, MemoryProcess, Program
 from iii_core.testing.memory_programs import PROGRAMS
@@ -150,6 +151,7 @@ class _MemoryDriver(SandboxDriver):
             raise SandboxError(f"{spec.id!r} is no sandbox id")
         if spec.id in self._sandboxes:
             raise SandboxError(f"a sandbox {spec.id!r} exists already")
+        check_supported(spec, CAPABILITIES, "memory")
         spec.writable_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sandboxes[spec.id] = _Sandbox(spec)
 

@@ -35,6 +35,7 @@ class Commands:
         user_id: prints the user id.
         allocate: (MiB) touches that much memory at once, and fails if it is not given.
         fork: (n) runs n processes at once, and fails if it is not allowed to.
+        fill: (path, MiB) writes a file of that size, and fails if the disk is full.
     """
 
     write: Callable[[str, str], Sequence[str]] = lambda path, text: (
@@ -53,6 +54,13 @@ class Commands:
         "of=/dev/null",
         f"bs={mib}M",
         "count=1",
+    )
+    fill: Callable[[str, int], Sequence[str]] = lambda path, mib: (
+        "/bin/dd",
+        "if=/dev/zero",
+        f"of={path}",
+        "bs=1M",
+        f"count={mib}",
     )
     fork: Callable[[int], Sequence[str]] = lambda count: (
         "/bin/sh",
@@ -163,10 +171,12 @@ async def nothing_left(under_test: SandboxesUnderTest) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def started(under_test: SandboxesUnderTest) -> AsyncGenerator[tuple[SandboxDriver, str]]:
+async def started(
+    under_test: SandboxesUnderTest, spec: SandboxSpec | None = None
+) -> AsyncGenerator[tuple[SandboxDriver, str]]:
     """An open backend with one running sandbox."""
     async with under_test.open() as driver:
-        spec = under_test.spec()
+        spec = spec or under_test.spec()
         await driver.create(spec)
         await driver.start(spec.id)
         yield driver, spec.id

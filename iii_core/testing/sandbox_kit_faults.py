@@ -1,4 +1,4 @@
-"""The second half of the sandbox conformance kit: ends nobody asked for, time limits, cancellation, resource limits."""
+"""The second part of the sandbox conformance kit: ends nobody asked for, time limits, cancellation, resource limits."""
 
 from __future__ import annotations
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 
-from iii_core.errors import IIIError, LinkClosed, UsageError
+from iii_core.errors import IIIError, LinkClosed, UnsupportedOperation, UsageError
 from iii_core.sandbox.host import BackendPool
 from iii_core.sandbox.host_wire import Call, Cancel, Ended, Open, Ready, Reply, failure_of
-from iii_core.sandbox.port import SandboxSpec
+from iii_core.sandbox.port import SandboxSpec, Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from iii_core.records import OpenContext, SandboxBackend
     from iii_core.sandbox.host_wire import MessageSocket
@@ -120,9 +120,19 @@ async def _perform_on(driver: SandboxDriver, method: str, params: Mapping[str, A
             await driver.destroy(sandbox, keep_writable=params["keep_writable"])
         case "state":
             return _plain(await driver.state(sandbox)), None
+        case "save":
+            await _snapshots(driver).save(sandbox, Path(params["folder"]))
+        case "restore":
+            await _snapshots(driver).restore(sandbox, Path(params["folder"]))
         case _:
             raise UsageError(f"the sandbox host has no method {method!r}")
     return None, None
+
+
+def _snapshots(driver: SandboxDriver) -> Snapshots:
+    if not isinstance(driver, Snapshots):
+        raise UnsupportedOperation("this sandbox backend has no snapshots")
+    return driver
 
 
 def decode_spec(value: Any) -> SandboxSpec:
@@ -131,8 +141,6 @@ def decode_spec(value: Any) -> SandboxSpec:
 
 
 def _decode_path(kind: type, value: Any) -> Path:
-    from pathlib import Path
-
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise NotImplementedError(f"{kind} cannot cross to the sandbox host")
@@ -144,8 +152,6 @@ def _plain(record: Any) -> Any:
 
 def open_context(message: Open, environ: Mapping[str, str]) -> OpenContext:
     """What backends are given, from the engine's first message."""
-    from pathlib import Path
-
     from iii_core.records import OpenContext
 
     return OpenContext(

@@ -13,9 +13,9 @@ import trio
 from iii_core.errors import BackendUnavailable, ImageError, SandboxError, SandboxNotFound, UnsupportedOperation
 from iii_core.sandbox.background import open_background
 from iii_core.sandbox.events import EventQueue
-from iii_core.sandbox.port import SandboxDriver
+from iii_core.sandbox.port import SandboxDriver, check_supported
 from iii_sandbox_bubblewrap.machine import Machine
-from iii_sandbox_bubblewrap.policy import CLOSE_TIMEOUT, check_limits
+from iii_sandbox_bubblewrap.policy import CAPABILITIES, CLOSE_TIMEOUT, check_limits
 from iii_sandbox_bubblewrap.sandbox import Sandbox
 from iii_sandbox_bubblewrap.seccomp import filter_program
 
@@ -130,6 +130,7 @@ def _check(spec: SandboxSpec) -> None:
     if not spec.root.path.is_file():
         raise ImageError(f"the image {spec.root.path} does not exist", hint="fetch the image again")
     check_limits(spec.limits)
+    check_supported(spec, CAPABILITIES, "bubblewrap")
 
 
 def _trash_of(writable_dir: Path) -> Path:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from iii_core import hookimpl
 from iii_core.records import SandboxBackend
-from iii_core.sandbox.port import Capability, Isolation
-from iii_sandbox_bubblewrap.policy import Settings
+from iii_core.sandbox.port import Isolation
+from iii_sandbox_bubblewrap.policy import CAPABILITIES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,9 +25,7 @@ def iii_sandbox_backends() -> Iterable[SandboxBackend]:
         summary="Linux namespaces through bubblewrap: starts in milliseconds, shares the machine's kernel",
         isolation=Isolation.NAMESPACES,
         strength=20,
-        capabilities=frozenset(
-            {Capability.CPU_LIMIT, Capability.MEMORY_LIMIT, Capability.PID_LIMIT, Capability.USER_RANGE}
-        ),
+        capabilities=CAPABILITIES,
         config=Settings,
         probe=_probe,
         open=_open,

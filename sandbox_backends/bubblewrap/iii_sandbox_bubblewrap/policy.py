@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from iii_core.errors import SandboxError
+from iii_core.sandbox.port import Capability
 
 if TYPE_CHECKING:
     from iii_core.sandbox.port import Limits
@@ -18,6 +19,8 @@ FOREIGN_ID_BASE = 0x70000000
 Between systemd's container range and its "foreign" range (systemd, UIDS-GIDS.md), and far above what useradd(8) hands
 out as subordinate ids, so no account of the machine is, or may become, a sandbox's root.
 """
+
+CAPABILITIES = frozenset({Capability.CPU_LIMIT, Capability.MEMORY_LIMIT, Capability.PID_LIMIT, Capability.USER_RANGE})
 
 TMPFS_DEFAULT_MIB = 512
 BOOT_TIMEOUT = 20.0
