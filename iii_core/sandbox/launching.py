@@ -1,0 +1,289 @@
+"""The lifecycle that sandbox backends share: a backend gives a `Launcher`, and `open_launched` makes a driver of it.
+
+All that the port promises about order, ids, cancellation, unasked-for ends and what is left on disk is kept here once.
+What remains for a backend is to launch one sandbox, to say when it has ended, and to kill it.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from iii_core.errors import BootFailed, BootTimeout, SandboxError, SandboxNotFound, UnsupportedOperation
+from iii_core.sandbox.background import open_background
+from iii_core.sandbox.console import size_of, tail_since
+from iii_core.sandbox.events import EventQueue
+from iii_core.sandbox.launcher import LaunchFailed, check_spec
+from iii_core.sandbox.port import Phase, SandboxDriver, SandboxEvent, SandboxState, check_supported
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from pathlib import Path
+
+    from iii_core.sandbox.launcher import Boot, Launcher
+    from iii_core.sandbox.port import SandboxSpec
+
+KILL_TIMEOUT: Final = 10.0
+CLOSE_TIMEOUT: Final = 25.0
+_log = logging.getLogger("iii.sandbox")
+
+
+class LaunchedSandbox:
+    """One sandbox; calls are serialised here, except that `destroy` cuts off a boot under way."""
+
+    def __init__(self, spec: SandboxSpec, launcher: Launcher, events: EventQueue, nursery: trio.Nursery) -> None:
+        self.spec = spec
+        self._launcher = launcher
+        self._events = events
+        self._nursery = nursery
+        self._lock = trio.Lock()
+        self._booting = trio.CancelScope()
+        self._boot: Boot | None = None
+        self._link: socket.socket | None = None
+        self._exit: str | None = None
+        self._end_wanted = False
+        self._destroyed = False
+
+    @property
+    def boot(self) -> Boot | None:
+        """The boot that runs, if one does."""
+        return self._boot
+
+    async def start(self, launch: Callable[[SandboxSpec], Awaitable[Boot]]) -> None:
+        """Boot with ``launch``, and return when there is a link."""
+        async with self._lock:
+            if self._destroyed:
+                raise SandboxNotFound(f"sandbox {self.spec.id!r} has been destroyed", details=self.details())
+            if self._boot is not None:
+                raise SandboxError(f"sandbox {self.spec.id!r} runs already", details=self.details())
+            console_start = size_of(self.spec.console)
+            boot = await self._launch(launch, console_start)
+            self._end_wanted = False
+            self._boot, self._link = boot, boot.link
+            self._nursery.start_soon(self._watch, boot, console_start)
+
+    async def _launch(self, launch: Callable[[SandboxSpec], Awaitable[Boot]], console_start: int) -> Boot:
+        self._booting = trio.CancelScope()
+        how = "it was destroyed"
+        with self._booting, trio.move_on_after(self._launcher.boot_timeout) as limit:
+            try:
+                return await launch(self.spec)
+            except LaunchFailed as error:
+                how = str(error)
+        console = tail_since(self.spec.console, console_start)
+        if limit.cancelled_caught and not self._booting.cancelled_caught:
+            raise BootTimeout(
+                f"sandbox {self.spec.id!r} did not boot within {self._launcher.boot_timeout:g} s",
+                hint=f"its console is {self.spec.console}",
+                details=self.details(console=console),
+            )
+        raise BootFailed(
+            f"sandbox {self.spec.id!r} ended while booting ({how}): {console or 'nothing on its console'}",
+            hint="`iii doctor` checks what this backend needs",
+            details=self.details(console=console, exit=how),
+        )
+
+    async def _watch(self, boot: Boot, console_start: int) -> None:
+        """Take note when a boot ends, and tell if nobody asked for that."""
+        await boot.ended.wait()
+        self._exit = boot.exit
+        self._boot = None
+        self._drop_link()
+        if not self._end_wanted:
+            tail = tail_since(self.spec.console, console_start)
+            self._events.publish(SandboxEvent(id=self.spec.id, exit=boot.exit, console_tail=tail))
+
+    def take_link(self) -> socket.socket:
+        """Our end of the link; its first taker owns it."""
+        if self._link is None:
+            why = "exists only while it runs" if self._boot is None else "is taken already"
+            raise SandboxError(f"the link of sandbox {self.spec.id!r} {why}", details=self.details())
+        link, self._link = self._link, None
+        return link
+
+    async def stop(self, grace: float) -> None:
+        """Wait ``grace`` seconds for the end, then kill."""
+        async with self._lock:
+            boot = self._boot
+            if boot is None:
+                return
+            self._end_wanted = True
+            try:
+                with trio.move_on_after(max(0.0, grace)):
+                    await boot.ended.wait()
+            except trio.Cancelled:
+                self._end_wanted = False  # it runs on
+                raise
+            await self._end()
+
+    async def destroy(self) -> bool:
+        """Kill what runs, also a boot under way; False if somebody else has destroyed it meanwhile."""
+        self._booting.cancel()
+        async with self._lock:
+            if self._destroyed:
+                return False
+            self._end_wanted = True
+            await self._end()
+            self._destroyed = True
+            return True
+
+    def state(self) -> SandboxState:
+        """What is known now."""
+        if self._boot is not None and not self._boot.ended.is_set():
+            phase = Phase.RUNNING
+        else:
+            phase = Phase.CREATED if self._exit is None and self._boot is None else Phase.STOPPED
+        return SandboxState(
+            phase=phase,
+            pid=self._boot.pid if self._boot is not None and phase is Phase.RUNNING else None,
+            exit=None if phase is Phase.RUNNING else self._exit,
+            unenforced=self._launcher.unenforced(self.spec),
+            notes=self._launcher.notes(self.spec),
+        )
+
+    async def _end(self) -> None:
+        boot = self._boot
+        if boot is None:
+            return
+        with trio.move_on_after(2 * KILL_TIMEOUT, shield=True):
+            await boot.kill()
+        if not boot.ended.is_set():
+            raise SandboxError(f"sandbox {self.spec.id!r} cannot be ended", details=self.details())
+        self._exit = boot.exit
+        self._boot = None
+        self._drop_link()
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def details(self, **more: str) -> dict[str, str]:
+        """Which sandbox an error is about."""
+        return {"backend": self._launcher.name, "sandbox": self.spec.id, **more}
+
+
+class LaunchedDriver(SandboxDriver):
+    """See `SandboxDriver`; made by `open_launched`."""
+
+    def __init__(self, launcher: Launcher, nursery: trio.Nursery) -> None:
+        self.launcher = launcher
+        self._nursery = nursery
+        self._sandboxes: dict[str, LaunchedSandbox] = {}
+        self._queue = EventQueue()
+
+    async def create(self, spec: SandboxSpec) -> None:
+        """See `SandboxDriver.create`."""
+        self._check(spec)
+        if spec.id in self._sandboxes:
+            raise SandboxError(f"a sandbox {spec.id!r} exists already", details={"sandbox": spec.id})
+        self._sandboxes[spec.id] = LaunchedSandbox(spec, self.launcher, self._queue, self._nursery)
+        is_new = not spec.writable_dir.exists()
+        try:
+            leftover = _trash_of(spec.writable_dir)
+            if leftover.exists():  # of a deletion that was cut off
+                await self.launcher.remove(leftover)
+            await self.launcher.prepare(spec)
+        except BaseException:
+            if is_new and spec.writable_dir.exists():
+                with trio.move_on_after(KILL_TIMEOUT, shield=True):
+                    await self.launcher.remove(spec.writable_dir)
+            del self._sandboxes[spec.id]
+            raise
+
+    def _check(self, spec: SandboxSpec) -> None:
+        check_spec(spec)
+        if spec.root.format not in self.launcher.formats:
+            raise UnsupportedOperation(
+                f"the {self.launcher.name} backend boots {' and '.join(sorted(self.launcher.formats))} images, "
+                f"not {spec.root.format!r}"
+            )
+        check_supported(spec, self.launcher.capabilities, self.launcher.name)
+        self.launcher.check(spec)
+
+    async def start(self, sandbox_id: str) -> None:
+        """See `SandboxDriver.start`."""
+        await self.find(sandbox_id).start(self.launcher.launch)
+
+    async def link(self, sandbox_id: str) -> socket.socket:
+        """See `SandboxDriver.link`."""
+        await trio.lowlevel.checkpoint()
+        return self.find(sandbox_id).take_link()
+
+    async def stop(self, sandbox_id: str, *, grace: float) -> None:
+        """See `SandboxDriver.stop`."""
+        await self.find(sandbox_id).stop(grace)
+
+    async def destroy(self, sandbox_id: str, *, keep_writable: bool) -> None:
+        """See `SandboxDriver.destroy`. A boot under way is cut off."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None:
+            await trio.lowlevel.checkpoint()
+        elif await sandbox.destroy():
+            await self._forget(sandbox.spec, keep_writable=keep_writable)
+
+    async def state(self, sandbox_id: str) -> SandboxState:
+        """See `SandboxDriver.state`."""
+        await trio.lowlevel.checkpoint()
+        return self.find(sandbox_id).state()
+
+    def events(self) -> trio.MemoryReceiveChannel[SandboxEvent]:
+        """See `SandboxDriver.events`."""
+        return self._queue.receiver
+
+    def find(self, sandbox_id: str) -> LaunchedSandbox:
+        """The sandbox of that id. Raises `SandboxNotFound`."""
+        if sandbox_id not in self._sandboxes:
+            raise SandboxNotFound(f"there is no sandbox {sandbox_id!r}", details={"sandbox": sandbox_id})
+        return self._sandboxes[sandbox_id]
+
+    async def close(self) -> None:
+        """End all sandboxes; writable layers stay."""
+        async with trio.open_nursery() as nursery:
+            for sandbox_id in list(self._sandboxes):
+                nursery.start_soon(self._destroy_keeping, sandbox_id)
+        self._queue.close()
+
+    async def _destroy_keeping(self, sandbox_id: str) -> None:
+        try:
+            await self.destroy(sandbox_id, keep_writable=True)
+        except SandboxError:  # it hangs; whoever owns the processes kills what can be killed
+            _log.exception("closing sandbox %s", sandbox_id)
+
+    async def _forget(self, spec: SandboxSpec, *, keep_writable: bool) -> None:
+        """Forget without waiting first, so that it is whole; a deletion that is cut off is ended by `create`."""
+        trash = _trash_of(spec.writable_dir)
+        if not keep_writable and spec.writable_dir.exists():
+            spec.writable_dir.rename(trash)  # `create` made sure that there is none; nobody boots from half a layer
+        del self._sandboxes[spec.id]
+        if all(other.spec.root.path != spec.root.path for other in self._sandboxes.values()):
+            await self.launcher.release(spec.root.path)
+        if not keep_writable and trash.exists():
+            await self.launcher.remove(trash)
+
+
+def _trash_of(writable_dir: Path) -> Path:
+    return writable_dir.with_name(f"{writable_dir.name}.removed")
+
+
+@asynccontextmanager
+async def open_launched(
+    make: Callable[[trio.Nursery], Launcher], driver: type[LaunchedDriver] = LaunchedDriver
+) -> AsyncGenerator[LaunchedDriver]:
+    """A driver on a launcher; all its sandboxes end with the block, their writable layers stay.
+
+    Args:
+        make: makes the launcher, given a nursery whose tasks live until every sandbox has ended.
+        driver: a subclass, for a backend that can do more than the port asks.
+    """
+    async with open_background() as nursery:
+        opened = driver(make(nursery), nursery)
+        try:
+            yield opened
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
+                await opened.close()
