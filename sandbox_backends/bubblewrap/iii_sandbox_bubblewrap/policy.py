@@ -73,12 +73,17 @@ def existing(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 def check_limits(limits: Limits) -> None:
     """Raises `SandboxError` for limits outside the port's ranges."""
-    if limits.cpus is not None and not 0.1 <= limits.cpus <= 1024:
-        raise SandboxError(f"cpus must be 0.1 to 1024, not {limits.cpus}")
-    if limits.memory_mib is not None and limits.memory_mib < 16:
-        raise SandboxError(f"memory must be at least 16 MiB, not {limits.memory_mib}")
-    if limits.pids is not None and limits.pids < 2:
-        raise SandboxError(f"a sandbox needs at least 2 processes, not {limits.pids}")
+    for name, value, least, most in (
+        ("cpus", limits.cpus, 0.1, 1024),
+        ("memory", limits.memory_mib, 16, 1 << 30),
+        ("pids", limits.pids, 2, 1 << 22),  # PID_MAX_LIMIT
+    ):
+        if value is not None and not least <= value <= most:
+            raise SandboxError(
+                f"a sandbox cannot have a limit of {name} {value:g}",
+                hint=f"{name} may be {least:g} to {most}" + (" (MiB)" if name == "memory" else ""),
+                details={"limit": name, "least": least, "most": most},
+            )
 
 
 def tmpfs_bytes(limits: Limits) -> int:

@@ -1,5 +1,5 @@
 /* Calls system calls inside a sandbox and prints what the kernel says: "name errno" per line.
-   usage: sysprobe NAME=NUMBER… | sysprobe --vsock | --tiocsti | --newuser | --i386 | --x32 | --exec-mapping */
+   usage: sysprobe NAME=NUMBER… | --vsock | --unix | --tiocsti | --newuser | --clone3 | --i386 | --x32 *
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -95,6 +95,7 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if plan.pids is not None:
         resource.setrlimit(resource.RLIMIT_NPROC, (plan.pids, plan.pids))
+    linux.empty_bounding_set()
 
 
 @contextlib.contextmanager

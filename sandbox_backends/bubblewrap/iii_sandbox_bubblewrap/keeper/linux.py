@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from pathlib import Path
 from typing import Any
 
 CLONE_NEWNS = 0x00020000
@@ -16,6 +17,8 @@ MNT_DETACH = 2
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+_PR_CAPBSET_DROP = 24
+_CAPABILITY_VERSION_3 = 0x20080522
 
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
@@ -41,6 +44,23 @@ def unshare(flags: int) -> None:
 def prctl(option: int, value: int) -> None:
     """``prctl(2)`` with one argument."""
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
+
+
+def empty_bounding_set() -> None:
+    """Make what we have the last capabilities there are: what is dropped from now on can't come back.
+
+    Root's ``execve`` grants the inheritable set and the bounding set (``capabilities(7)``). So ours become inheritable,
+    which the next program can drop, and the bounding set becomes empty, which nobody can undo.
+    """
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    sets = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, sets), "capget")
+    effective, permitted, _, effective_high, permitted_high, _ = struct.unpack("=6I", sets.raw)
+    data = struct.pack("=6I", effective, permitted, permitted, effective_high, permitted_high, permitted_high)
+    _check(_libc.capset(header, data), "capset")
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+    for number in range(last + 1):
+        prctl(_PR_CAPBSET_DROP, number)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
