@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _KILL_WAIT_MS = 5000
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_RECORD = re.compile(r"(?P<pid>[1-9][0-9]{0,9})\.(?P<started>[0-9]{1,19})\.(?P<boot>[0-9a-f-]{36})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,15 @@ class ProcessId:
 
 
 class ProcessRecords:
-    """One empty file per process in a private folder: ``<pid>.<start time>``. Survives SIGKILL of its writer."""
+    """One empty file per process in a private folder, ``<pid>.<start time>.<boot id>``. Survives SIGKILL of its writer.
+
+    Start times count from the machine's boot, so a record of another boot (``random(4)``, ``boot_id``) names nobody.
+    Sweeping leaves alone what is no record.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._boot = _BOOT_ID.read_text(encoding="ascii").strip()
 
     def add(self, process: ProcessId) -> None:
         """Note a process that must not outlive us."""
@@ -87,23 +95,23 @@ class ProcessRecords:
     def sweep(self) -> list[ProcessId]:
         """Kill every recorded process that still runs; returns those. Blocks for 5 s at most for each stubborn one."""
         killed: list[ProcessId] = []
-        for process in self._recorded():
-            if process.alive():
+        for path, process, boot in self._recorded():
+            if boot == self._boot and process.alive():
                 killed.append(process)
                 if not process.kill():
                     continue
-            self.discard(process)
+            path.unlink(missing_ok=True)
         return killed
 
-    def _recorded(self) -> Iterator[ProcessId]:
+    def _recorded(self) -> Iterator[tuple[Path, ProcessId, str]]:
         with contextlib.suppress(FileNotFoundError):
-            for entry in sorted(self._folder.iterdir()):
-                pid, _, started = entry.name.partition(".")
-                if pid.isdecimal() and started.isdecimal():
-                    yield ProcessId(int(pid), int(started))
+            for path in sorted(self._folder.iterdir()):
+                found = _RECORD.fullmatch(path.name)
+                if found and path.is_file() and not path.is_symlink():
+                    yield path, ProcessId(int(found["pid"]), int(found["started"])), found["boot"]
 
     def _path(self, process: ProcessId) -> Path:
-        return self._folder / f"{process.pid}.{process.started}"
+        return self._folder / f"{process.pid}.{process.started}.{self._boot}"
 
 
 class HostProcess:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from iii_core.errors import LinkClosed, SandboxDied
+from iii_core.errors import IIIError, LinkClosed, SandboxDied, leading_error
+from iii_core.link.nursery import open_service_nursery
 from iii_core.sandbox.agent import ProcessSpec, open_agent
-from iii_core.sandbox.port import Phase as SandboxPhase
 from iii_core.sandbox.port import SandboxSpec
 from iii_core.workers.logs import RunLog
 from iii_core.workers.plan import plan_worker
@@ -31,6 +32,7 @@ STOP_GRACE: Final = 10.0  # spec worker-cli §0.3
 POWER_OFF_GRACE: Final = 2.0
 CLEANUP_LIMIT: Final = 15.0
 CONSOLE_TAIL: Final = 4096
+CONSOLE_LINES: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,20 +86,25 @@ class WorkerRun:
         Raises whatever keeps the worker from running, as `IIIError` (possibly in a group). Cancelling kills.
         """
         with closing(RunLog(self._places.logs)) as log, self._scope:
-            self._report(Phase.PREPARING)
-            image = await self._image(log)
-            backend = await self._services.sandboxes.backend(self._spec.backend)
-            self.plan = plan_worker(
-                self._spec,
-                image,
-                engine_port=self._services.engine.port,
-                isolation=backend.record.isolation,
-            )
-            self.state.describe(image=image, backend=backend.record, plan=self.plan)
-            self._report(Phase.BOOTING)
-            async with self._sandbox(image, backend, log) as agent:
-                return await self._process(agent, self.plan, log)
+            try:
+                return await self._whole_run(log)
+            except Exception as error:
+                if not self.stop_requested:
+                    _note_failure(log, leading_error(error))
+                raise
         return None
+
+    async def _whole_run(self, log: RunLog) -> ExitStatus:
+        self._report(Phase.PREPARING)
+        image = await self._image(log)
+        backend = await self._services.sandboxes.backend(self._spec.backend)
+        self.plan = plan_worker(
+            self._spec, image, engine_port=self._services.engine.port, isolation=backend.record.isolation
+        )
+        self.state.describe(image=image, backend=backend.record, plan=self.plan)
+        self._report(Phase.BOOTING)
+        async with self._sandbox(image, backend, log) as agent:
+            return await self._process(agent, self.plan, log)
 
     async def _image(self, log: RunLog) -> Image:
         def progress(step: Progress) -> None:
@@ -119,6 +126,7 @@ class WorkerRun:
             hostname=self._spec.name.replace("_", "-").replace(".", "-")[:63],
             limits=self.plan.limits,
         )
+        console_start = _size(self._places.console)
         await driver.create(spec)
         try:
             await driver.start(self._id)
@@ -138,7 +146,7 @@ class WorkerRun:
                     with trio.move_on_after(POWER_OFF_GRACE, shield=True):
                         await agent.power_off(POWER_OFF_GRACE)
         except LinkClosed as error:
-            raise await self._death(driver) from error
+            raise await self._death(driver, console_start) from error
         finally:
             with trio.move_on_after(CLEANUP_LIMIT, shield=True) as scope:
                 await driver.stop(self._id, grace=POWER_OFF_GRACE)
@@ -146,14 +154,17 @@ class WorkerRun:
             if scope.cancelled_caught:
                 log.note("the sandbox could not be taken down in time")
 
-    async def _death(self, driver: SandboxDriver) -> SandboxDied:
-        """Why the link broke, with what the sandbox last said."""
-        state = await driver.state(self._id)
-        ended = state.exit or ("still running" if state.phase is SandboxPhase.RUNNING else "unknown")
+    async def _death(self, driver: SandboxDriver, console_start: int) -> SandboxDied:
+        """Why the link broke, with what the sandbox last said.
+
+        The link may end a moment before the sandbox does; one that stays without its link is of no use and is killed.
+        """
+        await driver.stop(self._id, grace=POWER_OFF_GRACE)
+        ended = (await driver.state(self._id)).exit or "unknown"
         return SandboxDied(
             f"the sandbox of worker {self._spec.name!r} ended by itself ({ended})",
-            hint=f"see 'iii worker logs {self._spec.name}'",
-            details={"exit": ended, "console": _tail(self._places.console)},
+            hint=f"see 'iii worker logs {self._spec.name} --previous'",
+            details={"exit": ended, "console": _tail_since(self._places.console, console_start)},
         )
 
     async def _process(self, agent: Agent, plan: WorkerPlan, log: RunLog) -> ExitStatus:
@@ -170,12 +181,11 @@ class WorkerRun:
         )
         self.state.process_pid = process.pid
         self._report(Phase.STARTING)
-        async with trio.open_nursery() as nursery:
+        async with open_service_nursery() as nursery:  # so that a broken link comes out as it is
             nursery.start_soon(self._services.engine.watch_sandbox, self._id, self._registration)
             nursery.start_soon(self._stop_on_request, process)
             await _pump(process, log)
             status = await process.wait()
-            nursery.cancel_scope.cancel()
         log.note(f"worker exited with {status}")
         return status
 
@@ -198,8 +208,28 @@ async def _pump(process: AgentProcess, log: RunLog) -> None:
         log.write(*output)
 
 
-def _tail(path: Path) -> str:
+def _note_failure(log: RunLog, error: BaseException) -> None:
+    """Leave the reason of a failed run where people look for it; ``iii worker logs`` makes it safe to show."""
+    log.note(f"[{error.code}] {error.message}" if isinstance(error, IIIError) else repr(error))
+    console: object = error.details.get("console") if isinstance(error, IIIError) else None
+    if isinstance(console, str):
+        for line in console.splitlines()[-CONSOLE_LINES:]:
+            log.note(f"console: {line}")
+
+
+def _size(path: Path) -> int:
     try:
-        return path.read_bytes()[-CONSOLE_TAIL:].decode(errors="replace")
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _tail_since(path: Path, start: int) -> str:
+    """What was written after offset ``start``, at most its last `CONSOLE_TAIL` bytes."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(start, end - CONSOLE_TAIL))
+            return file.read(CONSOLE_TAIL).decode(errors="replace")
     except OSError:
         return ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iii_core.errors import BackendUnavailable, PluginMissing, SandboxError
+from iii_core.errors import BackendUnavailable, PluginMissing, SandboxError, SandboxHostDied
 from iii_core.records import SandboxBackend
 from iii_core.workers.services import OpenBackend
 from iii_core.workers.spec import AUTO_BACKEND
@@ -51,9 +51,9 @@ class SandboxService:
     async def _keep_host(self, *, task_status: trio.TaskStatus[SandboxHost]) -> None:
         async with self._open_host() as host:
             task_status.started(host)
-            await host.wait_died()
-            _log.error("the sandbox host died; its workers will be started anew")
-            self._host = None
+            how = await host.wait_died()
+            _log.error("the sandbox host died (%s); its workers will be started anew", how)
+        self._host = None  # not before the block has swept what the dead one left: it would take a new one for that
 
     def _named(self, name: str) -> SandboxBackend:
         if name not in self._records:
@@ -73,6 +73,8 @@ class SandboxService:
         for record in sorted(self._records.values(), key=lambda record: record.strength, reverse=True):
             try:
                 verdict = await host.probe(record.name)
+            except SandboxHostDied:  # that says nothing about the backend
+                raise
             except SandboxError as error:
                 reasons[record.name] = error.message
                 continue

@@ -19,6 +19,7 @@ from iii_core.errors import (
     PluginError,
     ProcessSpawnError,
     RegistryUnreachable,
+    SandboxDied,
     StartTimeout,
     UnsupportedOperation,
     WorkerNotRunning,
@@ -103,7 +104,7 @@ class Supervisor:
         return self._run.agent, self._run.plan
 
     async def run(self) -> None:
-        """Supervise until cancelled; cancelling kills the worker without grace (call `stop` first)."""
+        """Supervise until cancelled; cancelling kills the worker without grace (call `request_stop` first)."""
         while True:
             await self._until(lambda: self._wanted)
             started = trio.current_time()
@@ -128,6 +129,8 @@ class Supervisor:
         self._wanted = False
         if self._run is not None:
             self._run.request_stop()
+        elif self._phase.alive:  # between two runs, or before the first: there is nobody to wait for
+            self._report(Phase.STOPPED)
         self._notify()
 
     def replace(self, spec: WorkerSpec) -> None:
@@ -213,6 +216,8 @@ class Supervisor:
 
     async def _back_off(self, failure: BaseException) -> None:
         self.history.last_error = failure
+        if isinstance(failure, SandboxDied):
+            self.history.last_exit = f"its sandbox ended by itself ({failure.details['exit']})"
         if is_hopeless(failure):
             self._wanted = False
             self._report(Phase.FAILED)

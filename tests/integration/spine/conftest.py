@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,16 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from iiitools.registry import Registry, run_registry
 from iiitools.workerimages import build_math_worker
 
 III = Path(sys.executable).with_name("iii")
+WORKER = "math-worker"
 
 
 class IIIProject:
@@ -101,6 +105,45 @@ class IIIProject:
             stderr=subprocess.PIPE,
         )
 
+    def row(self, name: str = WORKER) -> dict[str, Any]:
+        """What ``iii worker list`` says of a worker."""
+        rows: list[dict[str, Any]] = json.loads(self.ok("worker", "list", "--json"))["workers"]
+        return next(row for row in rows if row["name"] == name)
+
+    def status(self, name: str = WORKER) -> dict[str, Any]:
+        """What ``iii worker status`` says of a worker, whatever its exit code."""
+        facts: dict[str, Any] = json.loads(self.run("worker", "status", name, "--json").stdout)
+        return facts
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], object], name: str = WORKER) -> dict[str, Any]:
+        """Wait until a worker's status meets a condition; that status."""
+        deadline = time.monotonic() + 30
+        while not condition(found := self.status(name)):
+            assert time.monotonic() < deadline, (found, self.engine_log())
+            time.sleep(0.1)
+        return found
+
+    def wait_running(self, name: str = WORKER) -> dict[str, Any]:
+        """Wait until a worker is ready."""
+        return self.wait_for(lambda facts: facts["status"] == "running", name)
+
+    def wait_restarted(self, restarts: int = 1) -> dict[str, Any]:
+        """Wait until the worker is ready again after that many restarts."""
+        return self.wait_for(lambda facts: facts["restarts"] >= restarts and facts["status"] == "running")
+
+    def assert_callable(self) -> None:
+        """``math-worker`` answers."""
+        assert json.loads(self.ok("trigger", "math::add", "a=2", "b=3", "--port", str(self.port))) == {"sum": 5}
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes below the engine."""
+        assert self.engine is not None
+        return psutil.Process(self.engine.pid).children(recursive=True)
+
+    def sandbox_host(self) -> psutil.Process:
+        """The engine's sandbox host."""
+        return next(one for one in self.descendants() if "iii_core.sandbox.hostproc" in " ".join(one.cmdline()))
+
     def engine_log(self) -> str:
         """What the engine said so far."""
         return self.log.read_text()[-6000:] if self.log.exists() else ""
@@ -145,6 +188,15 @@ def project(tmp_path: Path, home: Path) -> Iterator[IIIProject]:
     made = IIIProject(tmp_path, home)
     yield made
     made.close()
+
+
+@pytest.fixture
+def working(project: IIIProject, registry: Registry) -> IIIProject:
+    """A project of this test alone whose engine runs ``math-worker``."""
+    project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
+    project.start()
+    project.wait_running()
+    return project
 
 
 @pytest.fixture(scope="module")

@@ -94,19 +94,6 @@ def test_interrupt_reaches_the_program_and_a_second_one_ends_it(running: IIIProj
         session.communicate()
 
 
-def test_a_killed_client_takes_its_program_along_and_nothing_else(running: IIIProject) -> None:
-    session = running.popen(*ENTER, "--", "sh", "-c", "echo ready; exec sleep 4321")
-    assert session.stdout is not None
-    assert session.stdout.readline() == b"ready\n"
-    session.kill()
-    session.communicate()
-    deadline = time.monotonic() + 5
-    while "sleep 4321" in running.ok(*ENTER, "--", "ps") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert "sleep 4321" not in running.ok(*ENTER, "--", "ps")
-    assert json.loads(running.ok("trigger", "math::add", "a=2", "b=3", "--port", str(running.port))) == {"sum": 5}
-
-
 def test_a_terminal(running: IIIProject) -> None:
     """With -t there is a terminal of 80x24 although ours is none (seed 000)."""
     done = running.run(*ENTER, "-t", "--", "sh", "-c", "stty size; tty; exit 3")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -20,28 +19,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 NAME = "math-worker"
 
 
-def row(project: IIIProject, name: str = NAME) -> dict[str, Any]:
-    listed = json.loads(project.ok("worker", "list", "--json"))
-    rows = listed["workers"] if isinstance(listed, dict) else listed
-    return next(row for row in rows if row["name"] == name)
-
-
-def add(project: IIIProject) -> Any:
-    return json.loads(project.ok("trigger", "math::add", "a=2", "b=3"))
-
-
-def wait_for_status(project: IIIProject, *statuses: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
-    while (found := row(project))["status"] not in statuses:
-        assert time.monotonic() < deadline, (found, project.engine_log())
-        time.sleep(0.1)
-    return found
-
-
-def descendants(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
 def all_gone(processes: list[psutil.Process], within: float = 15) -> bool:
     return not psutil.wait_procs(processes, timeout=within)[1]
 
@@ -51,9 +28,9 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
     project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
     assert f"image: {registry.address}/math-worker:1.0" in project.config.read_text()
     assert 'OTEL_ENABLED: "false"' in project.config.read_text().replace("'", '"')
-    assert add(project) == {"sum": 5}
+    project.assert_callable()
 
-    found = row(project)
+    found = project.row()
     assert (found["status"], found["type"], found["isolation"]) == ("running", "oci", "namespaces")
     status = json.loads(project.ok("worker", "status", NAME, "--json"))
     assert status["status"] == "running"
@@ -64,16 +41,16 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
 
     assert project.run("worker", "stop", NAME).returncode == 1, "nobody can be asked, and -y was not given"
     project.ok("worker", "stop", "-y", NAME)
-    assert row(project)["status"] == "stopped"
+    assert project.row()["status"] == "stopped"
     assert project.run("trigger", "math::add", "a=2", "b=3").returncode == 1
     project.ok("worker", "start", NAME)
-    assert add(project) == {"sum": 5}
-    before = row(project)["pid"]
+    project.assert_callable()
+    before = project.row()["pid"]
     project.ok("worker", "restart", NAME)
-    assert row(project)["pid"] != before
-    assert add(project) == {"sum": 5}
+    assert project.row()["pid"] != before
+    project.assert_callable()
 
-    children = descendants(project.engine.pid)  # type: ignore[union-attr]
+    children = project.descendants()
     project.ok("worker", "remove", "-y", NAME)
     assert NAME not in project.config.read_text()
     assert not (project.folder / ".iii" / "writable" / NAME).exists()
@@ -97,7 +74,7 @@ def test_the_users_config_wins_over_the_image_and_reaches_the_worker(project: II
     project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
     assert '"no" # mine' in project.config.read_text()
     project.start()
-    wait_for_status(project, "running")
+    project.wait_running()
     env = dict(line.split("=", 1) for line in project.ok("worker", "exec", NAME, "--", "env").splitlines())
     assert env["OTEL_ENABLED"] == "no"
     assert env["DEEP_KEY"] == "[1]"
@@ -106,67 +83,16 @@ def test_the_users_config_wins_over_the_image_and_reaches_the_worker(project: II
     assert env["III_URL"] == env["III_ENGINE_URL"] == f"ws://127.0.0.1:{project.port}"
 
 
-def test_a_killed_worker_comes_back_and_its_story_is_kept(running: IIIProject) -> None:
-    before = row(running)
-    running.run("worker", "exec", NAME, "--", "sh", "-c", "kill -9 $(ps | awk '/worker.py/ && !/awk/ {print $1}')")
-    deadline = time.monotonic() + 30
-    while json.loads(running.ok("worker", "status", NAME, "--json"))["restarts"] == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    wait_for_status(running, "running")
-    assert add(running) == {"sum": 5}
-    status = json.loads(running.ok("worker", "status", NAME, "--json"))
-    assert "9" in status["last_exit"]
-    assert row(running)["pid"] != before["pid"]
-    assert (running.folder / ".iii" / "logs" / NAME / "stderr.log.1").exists()
-
-
 def test_sigterm_to_the_engine_is_orderly_and_leaves_nothing(project: IIIProject, registry: Registry) -> None:
     project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
     project.start()
-    wait_for_status(project, "running")
-    children = descendants(project.engine.pid)  # type: ignore[union-attr]
+    project.wait_running()
+    children = project.descendants()
     assert children
     assert project.stop() == 0
     assert all_gone(children)
     log = (project.folder / ".iii" / "logs" / NAME / "stderr.log").read_text()
     assert "worker exited with" in log, "the worker itself got SIGTERM and its time"
-
-
-def test_sigkill_of_the_engine_leaves_nothing_and_the_next_one_works(project: IIIProject, registry: Registry) -> None:
-    project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
-    project.start()
-    wait_for_status(project, "running")
-    children = descendants(project.engine.pid)  # type: ignore[union-attr]
-    project.stop(signal.SIGKILL)
-    assert all_gone(children)
-    project.start()
-    wait_for_status(project, "running")
-    assert add(project) == {"sum": 5}
-
-
-def test_the_sandbox_host_may_die(project: IIIProject, registry: Registry) -> None:
-    """The engine says so, starts another one and restarts the workers (design §5)."""
-    project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
-    project.start()
-    before = wait_for_status(project, "running")["pid"]
-    children = descendants(project.engine.pid)  # type: ignore[union-attr]
-    next(p for p in children if "iii_core.sandbox.hostproc" in " ".join(p.cmdline())).kill()
-    assert all_gone(children)
-    assert "the sandbox host died" in project.engine_log()
-    deadline = time.monotonic() + 30
-    while (found := row(project))["status"] != "running" or found["pid"] == before:
-        assert time.monotonic() < deadline, (found, project.engine_log())
-        time.sleep(0.1)
-    assert add(project) == {"sum": 5}
-
-
-@pytest.mark.long
-def test_an_idle_worker_stays(running: IIIProject) -> None:
-    before = row(running)["pid"]
-    time.sleep(30)  # the very point of this test is that nothing happens for 30 s
-    assert row(running)["pid"] == before
-    assert add(running) == {"sum": 5}
 
 
 def test_hot_reload_keeps_the_last_good_configuration(project: IIIProject, registry: Registry) -> None:
@@ -183,7 +109,7 @@ def test_hot_reload_keeps_the_last_good_configuration(project: IIIProject, regis
     while NAME not in project.ok("worker", "list", "--json"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    wait_for_status(project, "running")
+    project.wait_running()
     project.config.write_text(good)
     deadline = time.monotonic() + 20
     while NAME in project.ok("worker", "list", "--json"):
