@@ -19,6 +19,9 @@ struct agent {
     struct loop loop;
     struct link link;
     struct watch signals;
+    struct watch vsock; /* listens for the host where the link is such a socket */
+    bool is_machine;    /* this is the init of a virtual machine */
+    int group;          /* as machine.h's */
 
     struct process *processes; /* also those whose stream is gone, until they are reaped */
 
@@ -57,6 +60,6 @@ void power_off(struct agent *a, int64_t grace_ms, int exit_status);
 void power_check(struct agent *a); /* after each step: is it all over? */
 
 /* system.c: what the agent does to itself and to the sandbox when it starts. */
-void system_prepare(int link_fd);
+void system_prepare(void);
 
 #endif

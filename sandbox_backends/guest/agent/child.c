@@ -62,12 +62,29 @@ static void switch_ids(const struct spawn_spec *spec, int pipe) {
         fail(pipe, groups_error, "cannot set supplementary groups");
 }
 
-/* The agent may hold capabilities to switch ids and to signal other users' processes; what it starts holds none, and
- * no_new_privs keeps an execve as uid 0 from bringing them back. */
-static bool drop_capabilities(void) {
+/* What root may do in a machine of its own: to files, users and its own network. Not: make device nodes, touch hardware,
+ * mount, or look into the agent. */
+static const unsigned MACHINE_CAPABILITIES =
+    1U << CAP_CHOWN | 1U << CAP_DAC_OVERRIDE | 1U << CAP_FOWNER | 1U << CAP_FSETID | 1U << CAP_KILL | 1U << CAP_SETGID |
+    1U << CAP_SETUID | 1U << CAP_SETPCAP | 1U << CAP_NET_BIND_SERVICE | 1U << CAP_SYS_CHROOT | 1U << CAP_SETFCAP;
+
+/* The agent may hold capabilities to switch ids and to signal other users' processes; elsewhere than in a machine what it
+ * starts holds none. no_new_privs keeps an execve as uid 0 from bringing them back. */
+static bool drop_capabilities(const struct spawn_spec *spec) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
-    return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0 && syscall(SYS_capset, &header, none) == 0;
+    struct __user_cap_data_struct kept[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    if (spec->keeps_capabilities && geteuid() == 0)
+        kept[0].effective = kept[0].permitted = MACHINE_CAPABILITIES;
+    return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0 && syscall(SYS_capset, &header, kept) == 0;
+}
+
+/* Nothing that is started can ever have more than these. */
+static bool bound_capabilities(void) {
+    for (unsigned capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
+        if ((capability >= 32 || !(MACHINE_CAPABILITIES & 1U << capability)) &&
+            prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            return false;
+    return true;
 }
 
 static const char *path_of(char *const *env) {
@@ -125,10 +142,14 @@ void child_run(const struct spawn_spec *spec, const int standard[3], int failure
     for (int i = 0; i < 3; i++)
         if (dup2(standard[i], i) < 0)
             fail(failure, errno, "cannot set descriptor %d", i);
+    if (spec->group >= 0 && write(spec->group, "0", 1) < 0)
+        fail(failure, errno, "cannot enter the control group of the sandbox");
     signals_reset();
     umask(022);
+    if (spec->keeps_capabilities && !bound_capabilities())
+        fail(failure, errno, "cannot bound capabilities");
     switch_ids(spec, failure);
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || !drop_capabilities())
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || !drop_capabilities(spec))
         fail(failure, errno, "cannot drop privileges");
     if (chdir(spec->cwd) < 0)
         fail(failure, errno, "working directory %s", spec->cwd);

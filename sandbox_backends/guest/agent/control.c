@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "agent.h"
+#include "machine.h"
 #include "util.h"
 
 static void set_hostname(const struct fields *f) {
@@ -15,6 +16,23 @@ static void set_hostname(const struct fields *f) {
     if (name != NULL && sethostname(name, strlen(name)) < 0)
         say("cannot set the host name: %s", strerror(errno));
     free(name);
+}
+
+/* Time and chance belong to a machine; elsewhere they are the host's own. False if the field is malformed. */
+static bool restore_field(const struct agent *a, const struct fields *f) {
+    uint64_t now;
+    if (f->tag == CONTROL_CLOCK_NS) {
+        if (!field_number(f, 0, INT64_MAX, &now))
+            return false;
+        if (a->is_machine)
+            machine_set_clock(now);
+    } else if (f->tag == CONTROL_ENTROPY) {
+        if (f->size == 0 || f->size > MAX_ENTROPY)
+            return false;
+        if (a->is_machine)
+            machine_add_entropy(f->value, f->size);
+    }
+    return true;
 }
 
 /* One field of the configuration; listen errors go into ready. False if it is malformed. */
@@ -39,7 +57,7 @@ static bool configure_field(struct agent *a, const struct fields *f, struct payl
     case CONTROL_DEAD_MAN_MS:
         return field_number(f, 0, INT32_MAX, &number) && (power_set_dead_man(a, (int64_t)number), true);
     default:
-        return true;
+        return restore_field(a, f);
     }
 }
 
@@ -60,7 +78,8 @@ static bool control_message(struct stream *s, const uint8_t *bytes, size_t size)
     struct fields f = {.next = bytes + 1, .end = bytes + size};
     enum field field;
     while ((field = fields_next(&f)) == FIELD_THERE)
-        if (f.tag == TAG_GRACE_MS && !field_number(&f, 0, INT32_MAX, &grace))
+        if ((bytes[0] == MESSAGE_RESUME && !restore_field(s->owner, &f)) ||
+            (f.tag == TAG_GRACE_MS && !field_number(&f, 0, INT32_MAX, &grace)))
             return false;
     if (field == FIELD_MALFORMED)
         return false;
@@ -99,7 +118,7 @@ bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
     struct payload ready;
     payload_begin(&ready, MESSAGE_READY);
     payload_number(&ready, TAG_VERSION, AGENT_VERSION);
-    payload_number(&ready, TAG_FEATURES, 0);
+    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME);
     payload_number(&ready, TAG_PID, (uint64_t)getpid());
     struct fields f = {.next = bytes, .end = bytes + size};
     enum field field;

@@ -61,10 +61,11 @@ static void send_hello(struct link *l) {
 
 static void forget_epoch(struct link *l);
 
+/* A port of a machine says end of file while nobody holds its other end, and may go on later. */
 static void end(struct link *l) {
     l->readable = l->writable = false;
-    loop_unwatch(l->loop, &l->watch);
     forget_epoch(l);
+    parser_desynchronise(&l->parser);
     l->ended(l);
 }
 
@@ -368,10 +369,19 @@ static void link_ready(struct watch *w, uint32_t events) {
         l->writable = true;
 }
 
-void link_init(struct link *l, struct loop *loop, int fd) {
+bool link_attach(struct link *l, int fd) {
+    loop_unwatch(l->loop, &l->watch);
+    l->readable = l->writable = false;
+    forget_epoch(l);
+    parser_desynchronise(&l->parser);
+    l->watch.fd = fd;
+    return fd < 0 || loop_watch(l->loop, &l->watch, EPOLLIN | EPOLLOUT | EPOLLET);
+}
+
+void link_init(struct link *l, struct loop *loop) {
     *l = (struct link){
         .loop = loop,
-        .watch = {.fd = fd, .ready = link_ready, .owner = l},
+        .watch = {.fd = -1, .ready = link_ready, .owner = l},
         .out_capacity = 2 * OUT_LOW,
         .last_heard = loop_now(),
     };
@@ -380,8 +390,4 @@ void link_init(struct link *l, struct loop *loop, int fd) {
     while (l->epoch == 0)
         if (getrandom(&l->epoch, sizeof l->epoch, GRND_NONBLOCK) < 0)
             l->epoch = ((uint64_t)loop_now() << 20 ^ (uint64_t)getpid()) | 1; /* it tells runs apart; it is no secret */
-    if (!loop_watch(loop, &l->watch, EPOLLIN | EPOLLOUT | EPOLLET)) {
-        say("the link cannot be waited for: %s", strerror(errno));
-        exit(1);
-    }
 }

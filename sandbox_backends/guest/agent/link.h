@@ -55,12 +55,15 @@ struct link {
     struct source *first_turn, *last_turn; /* sources with something to send */
     int64_t last_heard;
     bool (*open)(struct link *l, struct stream *s, const uint8_t *bytes, size_t size); /* sets ops; false: violation */
-    void (*ended)(struct link *l);
+    void (*ended)(struct link *l); /* all streams are gone; the owner may attach another descriptor, now or later */
     void *owner;
 };
 
-/* fd is non-blocking and stays open. */
-void link_init(struct link *l, struct loop *loop, int fd);
+void link_init(struct link *l, struct loop *loop);
+
+/* Use that descriptor, which is non-blocking and stays open; -1 for none. What came over another one is forgotten. False if
+ * it cannot be waited for. */
+bool link_attach(struct link *l, int fd);
 
 /* Send what can be sent; true if there is more to do right away. Call it after every loop step. */
 bool link_pump(struct link *l);

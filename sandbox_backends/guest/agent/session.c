@@ -127,6 +127,8 @@ bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
         spawn_free(&spec);
         return false;
     }
+    spec.keeps_capabilities = a->is_machine;
+    spec.group = a->group;
     if (spec.unsupported) {
         process_send_spawn_error(s, EOPNOTSUPP, "the host asks for what this agent does not know");
     } else if (!spawn_start(&spec, &spawned, &failure)) {

@@ -20,6 +20,8 @@ struct spawn_spec {
     size_t group_count;
     int64_t linger_ms;
     bool unsupported; /* a critical field that is not known here */
+    bool keeps_capabilities; /* root of a machine of its own: the usual ones of containers */
+    int group;               /* as machine.h's, or -1 */
 };
 
 /* Read the fields of OPEN; false if they are malformed. Free the spec either way. */

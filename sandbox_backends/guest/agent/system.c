@@ -19,16 +19,15 @@
 #endif
 
 /* 0, 1 and 2 are open, so no other descriptor gets their number; all others close on exec. */
-static void prepare_descriptors(int link_fd) {
+static void prepare_descriptors(void) {
     int fd;
     while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= STDERR_FILENO)
         ;
     if (fd > STDERR_FILENO)
         close(fd);
     if (syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
-        for (fd = 3; fd < 1024; fd++)
+        for (fd = 3; fd < 1 << 16; fd++)
             fcntl(fd, F_SETFD, FD_CLOEXEC);
-    fcntl(link_fd, F_SETFD, FD_CLOEXEC);
 }
 
 static void bring_loopback_up(void) {
@@ -52,9 +51,9 @@ static void raise_file_limit(void) {
     }
 }
 
-void system_prepare(int link_fd) {
+void system_prepare(void) {
     signals_reset(); /* an ignored SIGCHLD would hide the end of every child */
-    prepare_descriptors(link_fd);
+    prepare_descriptors();
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (getpid() != 1)
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);

@@ -24,6 +24,7 @@ enum {
     MAX_STREAMS = 256,
     DATA_WINDOW = 64 << 10,
     MESSAGE_WINDOW = 64 << 10,
+    MAX_ENTROPY = 512,
 };
 
 #define MAGIC "\xf1iii-link\0\r\n\x1a\n\xc3("
@@ -52,10 +53,13 @@ enum message_kind {
     MESSAGE_READY = 32,
     MESSAGE_CONNECTION = 33,
     MESSAGE_POWER_OFF = 34,
+    MESSAGE_RESUME = 35,
 };
 
+enum feature { FEATURE_RESUME = 1 << 0 };
+
 /* tags of OPEN, by kind of stream */
-enum { CONTROL_PORT = 1, CONTROL_HOSTNAME = 2, CONTROL_DEAD_MAN_MS = 3 };
+enum { CONTROL_PORT = 1, CONTROL_HOSTNAME = 2, CONTROL_DEAD_MAN_MS = 3, CONTROL_CLOCK_NS = 4, CONTROL_ENTROPY = 5 };
 enum {
     PROCESS_ARG = 1,
     PROCESS_ENV = 2,

@@ -252,7 +252,8 @@ static void run_link(void) {
     static uint8_t answers[1 << 20];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
     loop_init(&loop);
-    link_init(&link, &loop, ends[0]);
+    link_init(&link, &loop);
+    link_attach(&link, ends[0]);
     link.open = on_open;
     link.ended = on_ended;
     for (size_t at = 0; at < input_size;) {
