@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
+    from iii_core.sandbox.console import Console
     from iii_core.sandbox.port import Capability, Limits, SandboxSpec
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
@@ -57,10 +58,11 @@ class Launcher(ABC):
     boot_timeout: float = 20.0
 
     @abstractmethod
-    async def launch(self, spec: SandboxSpec) -> Boot:
+    async def launch(self, spec: SandboxSpec, console: Console) -> Boot:
         """Start one sandbox; return when there is a link. If it raises or is cancelled, nothing is left.
 
-        Bounded by `boot_timeout` from outside. Raises `LaunchFailed`, or any `SandboxError`.
+        Bounded by `boot_timeout` from outside. What the sandbox says goes to ``console`` (`Console.take`, in a task
+        that outlives this call). Raises `LaunchFailed`, or any `SandboxError`.
         """
 
     def check(self, spec: SandboxSpec) -> None:  # noqa: B027  # most have nothing to add
@@ -77,6 +79,10 @@ class Launcher(ABC):
 
     async def release(self, image: Path) -> None:  # noqa: B027  # most hold nothing
         """No sandbox uses that root image any more."""
+
+    def remedy(self, said: str) -> str | None:
+        """What would help against a boot that ended with ``said`` on its console."""
+        return None
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `SandboxState.unenforced`."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
 from iii_core.errors import BootFailed, BootTimeout, SandboxError, SandboxNotFound, UnsupportedOperation
 from iii_core.sandbox.background import open_background
-from iii_core.sandbox.console import size_of, tail_since
+from iii_core.sandbox.console import Console
 from iii_core.sandbox.events import EventQueue
 from iii_core.sandbox.launcher import LaunchFailed, check_spec
 from iii_core.sandbox.port import Phase, SandboxDriver, SandboxEvent, SandboxState, check_supported
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KILL_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 25.0
+CONSOLE_TIMEOUT: Final = 1.0
+Launch: TypeAlias = "Callable[[SandboxSpec, Console], Awaitable[Boot]]"
 _log = logging.getLogger("iii.sandbox")
 
 
@@ -43,6 +45,8 @@ class LaunchedSandbox:
         self._lock = trio.Lock()
         self._booting = trio.CancelScope()
         self._boot: Boot | None = None
+        self._tidied = trio.Event()
+        self._tidied.set()
         self._link: socket.socket | None = None
         self._exit: str | None = None
         self._end_wanted = False
@@ -53,49 +57,61 @@ class LaunchedSandbox:
         """The boot that runs, if one does."""
         return self._boot
 
-    async def start(self, launch: Callable[[SandboxSpec], Awaitable[Boot]]) -> None:
+    async def start(self, launch: Launch) -> None:
         """Boot with ``launch``, and return when there is a link."""
         async with self._lock:
             if self._destroyed:
                 raise SandboxNotFound(f"sandbox {self.spec.id!r} has been destroyed", details=self.details())
-            if self._boot is not None:
+            if self._boot is not None and not self._boot.ended.is_set():
                 raise SandboxError(f"sandbox {self.spec.id!r} runs already", details=self.details())
-            console_start = size_of(self.spec.console)
-            boot = await self._launch(launch, console_start)
+            await self._tidied.wait()
+            console = Console(self.spec.console)
+            boot = await self._launch(launch, console)
             self._end_wanted = False
             self._boot, self._link = boot, boot.link
-            self._nursery.start_soon(self._watch, boot, console_start)
+            self._tidied = trio.Event()
+            self._nursery.start_soon(self._watch, boot, console)
 
-    async def _launch(self, launch: Callable[[SandboxSpec], Awaitable[Boot]], console_start: int) -> Boot:
+    async def _launch(self, launch: Launch, console: Console) -> Boot:
         self._booting = trio.CancelScope()
+        limit = trio.move_on_after(self._launcher.boot_timeout)
         how = "it was destroyed"
-        with self._booting, trio.move_on_after(self._launcher.boot_timeout) as limit:
-            try:
-                return await launch(self.spec)
-            except LaunchFailed as error:
-                how = str(error)
-        console = tail_since(self.spec.console, console_start)
-        if limit.cancelled_caught and not self._booting.cancelled_caught:
+        try:
+            with self._booting, limit:
+                return await launch(self.spec, console)
+        except LaunchFailed as error:
+            how = str(error)
+            with trio.move_on_after(CONSOLE_TIMEOUT):
+                await console.wait_ended()
+        finally:
+            if not console.taking:
+                console.close()
+        said = console.tail()
+        if limit.cancelled_caught:
             raise BootTimeout(
                 f"sandbox {self.spec.id!r} did not boot within {self._launcher.boot_timeout:g} s",
                 hint=f"its console is {self.spec.console}",
-                details=self.details(console=console),
+                details=self.details(console=said),
             )
         raise BootFailed(
-            f"sandbox {self.spec.id!r} ended while booting ({how}): {console or 'nothing on its console'}",
-            hint="`iii doctor` checks what this backend needs",
-            details=self.details(console=console, exit=how),
+            f"sandbox {self.spec.id!r} ended while booting ({how}): {said or 'nothing on its console'}",
+            hint=self._launcher.remedy(said) or "`iii doctor` checks what this backend needs",
+            details=self.details(console=said, exit=how),
         )
 
-    async def _watch(self, boot: Boot, console_start: int) -> None:
-        """Take note when a boot ends, and tell if nobody asked for that."""
+    async def _watch(self, boot: Boot, console: Console) -> None:
+        """Tidy up when a boot ends, and tell if nobody asked for that."""
         await boot.ended.wait()
         self._exit = boot.exit
         self._boot = None
-        self._drop_link()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        with trio.move_on_after(CONSOLE_TIMEOUT):
+            await console.wait_ended()
         if not self._end_wanted:
-            tail = tail_since(self.spec.console, console_start)
-            self._events.publish(SandboxEvent(id=self.spec.id, exit=boot.exit, console_tail=tail))
+            self._events.publish(SandboxEvent(id=self.spec.id, exit=boot.exit, console_tail=console.tail()))
+        self._tidied.set()
 
     def take_link(self) -> socket.socket:
         """Our end of the link; its first taker owns it."""
@@ -109,7 +125,8 @@ class LaunchedSandbox:
         """Wait ``grace`` seconds for the end, then kill."""
         async with self._lock:
             boot = self._boot
-            if boot is None:
+            if boot is None or boot.ended.is_set():
+                await self._tidied.wait()
                 return
             self._end_wanted = True
             try:
@@ -146,21 +163,15 @@ class LaunchedSandbox:
         )
 
     async def _end(self) -> None:
+        """Kill what runs; nothing of it is left then. Also when cancelled, in bounded time."""
         boot = self._boot
-        if boot is None:
-            return
-        with trio.move_on_after(2 * KILL_TIMEOUT, shield=True):
-            await boot.kill()
-        if not boot.ended.is_set():
-            raise SandboxError(f"sandbox {self.spec.id!r} cannot be ended", details=self.details())
-        self._exit = boot.exit
-        self._boot = None
-        self._drop_link()
-
-    def _drop_link(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if boot is not None:
+            with trio.move_on_after(2 * KILL_TIMEOUT, shield=True):
+                await boot.kill()
+            if not boot.ended.is_set():
+                raise SandboxError(f"sandbox {self.spec.id!r} cannot be ended", details=self.details())
+        with trio.CancelScope(shield=True):
+            await self._tidied.wait()
 
     def details(self, **more: str) -> dict[str, str]:
         """Which sandbox an error is about."""
