@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
@@ -16,6 +15,8 @@ import trio
 from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.sandbox.background import open_background
 from iii_core.sandbox.host_processes import ProcessRecords, spawn
+from iii_sandbox_bubblewrap.keeper import wire
+from iii_sandbox_bubblewrap.remedies import namespace_remedy, remedy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -27,7 +28,6 @@ _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_bubblewrap.keeper.service import main; main()"
 )
 _ROOT = str(Path(__file__).resolve().parent.parent)
-_MAX_MESSAGE = 128 * 1024
 _STARTUP_TIMEOUT = 20.0
 
 
@@ -93,16 +93,16 @@ class KeeperClient:
         if not waiting.answer:
             raise _keeper_gone()
         if "error" in waiting.answer:
-            raise SandboxError(f"the namespace keeper cannot {op}: {waiting.answer['error']}")
+            problem = waiting.answer["error"]
+            raise SandboxError(f"the namespace keeper cannot {op}: {problem}", hint=remedy(problem))
         return waiting.answer
 
     async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         if self.gone:
             raise _keeper_gone()
         async with self._sending:
             try:
-                await self._sock.sendmsg([json.dumps(message).encode()], rights)
+                await self._sock.sendmsg(*wire.encode(message, descriptors))
             except (OSError, trio.ClosedResourceError) as error:
                 raise _keeper_gone() from error
 
@@ -110,27 +110,19 @@ class KeeperClient:
         """Take answers and events until the keeper is gone."""
         try:
             while True:
-                data, descriptors = await self._receive()
+                try:
+                    data, ancillary, _, _ = await self._sock.recvmsg(
+                        wire.MAX_MESSAGE, wire.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                    )
+                except OSError:
+                    return
                 if not data:
                     return
-                self._dispatch(json.loads(data), descriptors)
+                self._dispatch(*wire.decode(data, ancillary))
         finally:
             self._gone.set()
             for waiting in self._pending.values():
                 waiting.done.set()
-
-    async def _receive(self) -> tuple[bytes, list[int]]:
-        descriptors = array.array("i")
-        try:
-            data, ancillary, _, _ = await self._sock.recvmsg(
-                _MAX_MESSAGE, socket.CMSG_SPACE(descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
-            )
-        except OSError:
-            return b"", []
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(payload)
-        return data, list(descriptors)
 
     def _dispatch(self, message: dict[str, Any], descriptors: list[int]) -> None:
         waiting = self._pending.get(message.get("id", 0))
@@ -191,32 +183,11 @@ async def _greeting(sock: socket.socket) -> dict[str, Any]:
     reader = trio.socket.from_stdlib_socket(sock.dup())
     facts: dict[str, Any] = {"error": f"no answer within {_STARTUP_TIMEOUT:g} s"}
     with reader, trio.move_on_after(_STARTUP_TIMEOUT):
-        data = await reader.recv(_MAX_MESSAGE)
+        data = await reader.recv(wire.MAX_MESSAGE)
         facts = json.loads(data) if data else {"error": "the namespace keeper ended at once"}
     if "error" in facts:
-        raise BackendUnavailable(
-            f"namespaces for sandboxes cannot be made: {facts['error']}", hint=namespace_hint(), details={}
-        )
+        raise BackendUnavailable(f"namespaces for sandboxes cannot be made: {facts['error']}", hint=namespace_remedy())
     return facts
-
-
-def namespace_hint() -> str:
-    """What usually forbids user namespaces on this machine."""
-    for path, value, hint in (
-        ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-        (
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile that allows userns",
-        ),
-    ):
-        try:
-            if Path(path).read_text(encoding="ascii").strip() == value:
-                return f"as root: {hint}"
-        except OSError:
-            continue
-    return "inside a container, it must be allowed to create user namespaces and to mount (seccomp, AppArmor)"
 
 
 def subordinate_ids(table: Path, uid: int) -> tuple[int, int] | None:

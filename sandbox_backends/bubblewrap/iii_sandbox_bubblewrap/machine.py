@@ -13,7 +13,7 @@ from iii_core.sandbox.host_processes import ProcessId
 from iii_sandbox_bubblewrap import policy
 from iii_sandbox_bubblewrap.boots import BootTable, RunningBoot
 from iii_sandbox_bubblewrap.cgroups import Cgroups, find_parents
-from iii_sandbox_bubblewrap.console import open_console
+from iii_sandbox_bubblewrap.keeper.identity import in_first_user_namespace
 from iii_sandbox_bubblewrap.keeper_client import open_keeper
 from iii_sandbox_bubblewrap.render import Boot, render_argv
 
@@ -76,14 +76,15 @@ class Machine:
             await keeper.wait_gone()
         await self._boots.bury_all()
 
-    async def boot(self, spec: SandboxSpec, groups: Sequence[Path]) -> tuple[RunningBoot, socket.socket]:
+    async def boot(self, spec: SandboxSpec, groups: Sequence[Path], console: int) -> tuple[RunningBoot, socket.socket]:
         """Start bwrap for a sandbox; the boot and our end of its link. When cancelled, nothing was started.
+
+        ``console`` is a descriptor for its messages; it stays the caller's.
 
         Raises:
             SandboxError: the keeper refused (the image cannot be mounted, say).
         """
         keeper = await self.keeper()
-        console = open_console(spec.console)
         program = _in_memory(self._program)
         ours, theirs = socket.socketpair()
         boot = self._boots.begin(keeper.next_id())
@@ -107,7 +108,6 @@ class Machine:
             self._boots.forget(boot)
             raise
         finally:
-            os.close(console)
             os.close(program)
         keeper.root = answer["root"][0]  # it may have found that images cannot be given other ids
         return boot, ours
@@ -182,7 +182,7 @@ class Machine:
 
     def _root_is_root(self) -> bool:
         """Whether uid 0 of the sandboxes is uid 0 of the machine."""
-        if self._keeper is None:
+        if self._keeper is None or not in_first_user_namespace():
             return False
         return (self._keeper.root if self._keeper.privileged else os.getuid()) == 0
 

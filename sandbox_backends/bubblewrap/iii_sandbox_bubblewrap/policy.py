@@ -27,6 +27,8 @@ BOOT_TIMEOUT = 20.0
 KILL_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 25.0
 CONSOLE_TAIL = 4096
+CONSOLE_LIMIT = 1024 * 1024
+CONSOLE_TIMEOUT = 1.0
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 

@@ -16,6 +16,7 @@ import trio
 from iii_core.errors import IIIError
 from iii_core.records import ProbeResult
 from iii_core.sandbox.port import RootImage, SandboxSpec
+from iii_sandbox_bubblewrap.keeper.identity import in_first_user_namespace
 
 if TYPE_CHECKING:
     from iii_core.records import OpenContext
@@ -52,7 +53,7 @@ def _missing(settings: Settings, context: OpenContext) -> ProbeResult | None:
     path = context.environ.get("PATH")
     if shutil.which(settings.program, path=path) is None:
         return ProbeResult(ok=False, reason=f"{settings.program} is not installed", hint="apt install bubblewrap")
-    if os.geteuid() == 0 and not settings.unprivileged:
+    if os.geteuid() == 0 and in_first_user_namespace() and not settings.unprivileged:
         return None
     if not any(shutil.which(name, path=path) for name in ("squashfuse_ll", "squashfuse")):
         return ProbeResult(ok=False, reason="squashfuse is not installed", hint="apt install squashfuse")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import trio
@@ -9,7 +10,8 @@ import trio
 from iii_core.errors import BootFailed, BootTimeout, SandboxError, SandboxNotFound
 from iii_core.sandbox.port import Phase, SandboxEvent, SandboxState
 from iii_sandbox_bubblewrap import policy
-from iii_sandbox_bubblewrap.console import size_of, tail_since
+from iii_sandbox_bubblewrap.console import Console
+from iii_sandbox_bubblewrap.remedies import remedy
 
 if TYPE_CHECKING:
     import socket
@@ -32,6 +34,7 @@ class Sandbox:
         self._lock = trio.Lock()
         self._phase = Phase.CREATED
         self._boot: RunningBoot | None = None
+        self._tidied = trio.Event()
         self._link: socket.socket | None = None
         self._exit: str | None = None
         self._end_wanted = False
@@ -42,27 +45,34 @@ class Sandbox:
         async with self._lock:
             if self._destroyed:
                 raise SandboxNotFound(f"sandbox {self.spec.id!r} has been destroyed", details=self._details())
-            if self._boot is not None and not self._boot.ended.is_set():
-                raise SandboxError(f"sandbox {self.spec.id!r} runs already", details=self._details())
+            if self._boot is not None:
+                if not self._boot.ended.is_set():
+                    raise SandboxError(f"sandbox {self.spec.id!r} runs already", details=self._details())
+                await self._tidied.wait()
             self._end_wanted = False
             await self._machine.keeper()
-            console_start = size_of(self.spec.console)
-            boot = await self._boot_in_groups(console_start)
-            await self._await_agent(boot, console_start)
+            console = Console(self.spec.console)
+            self._nursery.start_soon(console.run)
+            try:
+                boot = await self._boot_in_groups(console)
+            finally:
+                os.close(console.pipe)
+            await self._await_agent(boot, console)
             self._phase = Phase.RUNNING
 
-    async def _boot_in_groups(self, console_start: int) -> RunningBoot:
+    async def _boot_in_groups(self, console: Console) -> RunningBoot:
         groups = self._machine.cgroups.create(self.spec.id, self.spec.limits)
         try:
-            boot, self._link = await self._machine.boot(self.spec, groups)
+            boot, self._link = await self._machine.boot(self.spec, groups, console.pipe)
         except BaseException:
             self._machine.cgroups.remove(groups)
             raise
         self._boot = boot
-        self._nursery.start_soon(self._watch, boot, groups, console_start)
+        self._tidied = trio.Event()
+        self._nursery.start_soon(self._watch, boot, groups, console)
         return boot
 
-    async def _await_agent(self, boot: RunningBoot, console_start: int) -> None:
+    async def _await_agent(self, boot: RunningBoot, console: Console) -> None:
         running = False
         try:
             with trio.move_on_after(policy.BOOT_TIMEOUT) as limit:
@@ -73,31 +83,35 @@ class Sandbox:
                     await self._end(boot)
         if running:
             return
-        console = tail_since(self.spec.console, console_start)
+        said = console.tail()
         if limit.cancelled_caught:
             raise BootTimeout(
                 f"sandbox {self.spec.id!r} did not boot within {policy.BOOT_TIMEOUT:g} s",
                 hint=f"its console is {self.spec.console}",
-                details=self._details(console=console),
+                details=self._details(console=said),
             )
         raise BootFailed(
-            f"sandbox {self.spec.id!r} ended while booting ({boot.exit}): {console or 'nothing on its console'}",
-            hint="`iii doctor` checks what this backend needs",
-            details=self._details(console=console, exit=boot.exit),
+            f"sandbox {self.spec.id!r} ended while booting ({boot.exit}): {said or 'nothing on its console'}",
+            hint=remedy(said) or "`iii doctor` checks what this backend needs",
+            details=self._details(console=said, exit=boot.exit),
         )
 
-    async def _watch(self, boot: RunningBoot, groups: tuple[Path, ...], console_start: int) -> None:
+    async def _watch(self, boot: RunningBoot, groups: tuple[Path, ...], console: Console) -> None:
         """Tidy up when a boot ends, and tell if nobody asked for that."""
         await boot.ended.wait()
-        was_running = self._phase is Phase.RUNNING
-        self._drop_link()
+        unasked = self._phase is Phase.RUNNING and not self._end_wanted
         self._exit = boot.exit
-        if was_running:
+        if self._phase is Phase.RUNNING:
             self._phase = Phase.STOPPED
+        if self._link is not None:
+            self._link.close()
+            self._link = None
         self._machine.cgroups.remove(groups)
-        if was_running and not self._end_wanted:
-            tail = tail_since(self.spec.console, console_start)
-            self._events.publish(SandboxEvent(id=self.spec.id, exit=boot.exit, console_tail=tail))
+        with trio.move_on_after(policy.CONSOLE_TIMEOUT):
+            await console.wait_ended()
+        if unasked:
+            self._events.publish(SandboxEvent(id=self.spec.id, exit=boot.exit, console_tail=console.tail()))
+        self._tidied.set()
 
     def take_link(self) -> socket.socket:
         """Our end of the link; its first taker owns it."""
@@ -147,16 +161,10 @@ class Sandbox:
         )
 
     async def _end(self, boot: RunningBoot) -> None:
+        """Kill a boot; nothing of it is left then. Also when cancelled, in bounded time."""
         await self._machine.kill(boot)
-        self._drop_link()
-        if self._phase is Phase.RUNNING:
-            self._phase = Phase.STOPPED
-        self._exit = boot.exit
-
-    def _drop_link(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        with trio.CancelScope(shield=True):
+            await self._tidied.wait()
 
     def _details(self, **more: str) -> dict[str, str]:
         return {"backend": "bubblewrap", "sandbox": self.spec.id, **more}

@@ -1,4 +1,4 @@
-"""Classic BPF as the kernel runs it for seccomp: decoded, listed and executed, apart from the code that assembles it."""
+"""Classic BPF as the kernel runs it for seccomp: decoded, listed and executed apart from the assembler."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 /* Calls system calls inside a sandbox and prints what the kernel says: "name errno" per line.
-   usage: sysprobe NAME=NUMBER… | --vsock | --unix | --tiocsti | --newuser | --clone3 | --i386 | --x32 *
+   usage: sysprobe NAME=NUMBER | --vsock | --unix | --tiocsti | --newuser | --clone3 | --i386 | --x32, ... */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -35,7 +35,8 @@ SETUP_FAILED = 125
 class BootPlan:
     """What the driver decided; see `iii_sandbox_bubblewrap.render`.
 
-    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``.
+    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``;
+    ``keeper`` is the parent's process id.
     """
 
     bwrap: str
@@ -48,6 +49,7 @@ class BootPlan:
     ranged: bool
     root: tuple[int, int]
     pids: int | None
+    keeper: int
 
 
 FIRST_FD = 10
@@ -90,6 +92,8 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # changing ids cleared it, prctl(2)
+    if os.getppid() != plan.keeper:  # it died before the line above
+        raise OSError("the namespace keeper is gone")
     _forbid_user_namespaces()
     _prepare_root(plan.hosts)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

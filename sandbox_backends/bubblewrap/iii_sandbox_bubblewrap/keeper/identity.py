@@ -48,6 +48,11 @@ def contiguous(base: int, count: int) -> IdMap:
     return IdMap(uids=rows, gids=rows)
 
 
+def in_first_user_namespace() -> bool:
+    """Whether ids here are the machine's own. Root of another namespace (a rootless container's) may mount no disk."""
+    return Path("/proc/self/uid_map").read_text(encoding="ascii").split() == ["0", "0", "4294967295"]
+
+
 @contextlib.contextmanager
 def namespace_fd(idmap: IdMap) -> Generator[int]:
     """A descriptor of a fresh user namespace with these ids, which no process lives in."""

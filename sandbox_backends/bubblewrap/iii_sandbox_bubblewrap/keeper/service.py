@@ -13,7 +13,6 @@ Requests and answers are JSON datagrams (``SOCK_SEQPACKET``) with descriptors be
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import json
@@ -26,17 +25,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iii_sandbox_bubblewrap.keeper import linux
+from iii_sandbox_bubblewrap.keeper import linux, wire
 from iii_sandbox_bubblewrap.keeper.boot import BootPlan, become_bwrap
-from iii_sandbox_bubblewrap.keeper.identity import RANGE, IdMap, contiguous, enter_own_namespace
+from iii_sandbox_bubblewrap.keeper.identity import (
+    RANGE,
+    IdMap,
+    contiguous,
+    enter_own_namespace,
+    in_first_user_namespace,
+)
 from iii_sandbox_bubblewrap.keeper.images import ImageMounts, MountFailed
 from iii_sandbox_bubblewrap.keeper.removal import remove_tree
 
 if TYPE_CHECKING:
     from types import FrameType
-
-MAX_MESSAGE = 128 * 1024
-MAX_DESCRIPTORS = 8
 
 
 class Gone(Exception):
@@ -140,6 +142,7 @@ class Keeper:
             ranged=idmap.ranged,
             root=idmap.root,
             pids=request["pids"],
+            keeper=os.getpid(),
         )
         info_read, info_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -284,20 +287,14 @@ class Keeper:
         self._send({"boot": boot.number, "exit": f"signal {-code}" if code < 0 else f"exit {code}"})
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
-        data, ancillary, _, _ = self._sock.recvmsg(
-            MAX_MESSAGE, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, _, _ = self._sock.recvmsg(wire.MAX_MESSAGE, wire.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
         if not data:
             raise Gone
-        descriptors = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(payload)
-        return json.loads(data), list(descriptors)
+        return wire.decode(data, ancillary)
 
     def _send(self, message: dict[str, Any], *descriptors: int) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionError):  # then the next receive sees the end
-            socket.send_fds(self._sock, [json.dumps(message).encode()], descriptors)
+        with contextlib.suppress(ConnectionError):  # then the next receive sees the end
+            self._sock.sendmsg(*wire.encode(message, descriptors))
 
 
 def _woken(number: int, frame: FrameType | None) -> None:
@@ -315,7 +312,7 @@ def _is_child(pid: int) -> bool:
 def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:
     """Enter the namespaces that hold all mounts; the ids of sandboxes, and whether we may mount block devices."""
     privileged = False
-    if os.geteuid() == 0 and not settings["unprivileged"]:
+    if os.geteuid() == 0 and in_first_user_namespace() and not settings["unprivileged"]:
         try:
             linux.unshare(linux.CLONE_NEWNS)
             privileged = True
