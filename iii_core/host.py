@@ -115,18 +115,15 @@ class PluginHost:
         Raises:
             PluginCollision: two plugins claim a name; both distributions are named.
         """
-        found: dict[str, Declared] = {}
-        for declared in self.declared(kind):
-            other = found.get(declared.record.name)
-            if other is not None:
-                raise PluginCollision(
-                    f"two plugins declare the {kind.__name__} {declared.record.name!r}: "
-                    f"{other.plugin.origin} and {declared.plugin.origin}",
-                    hint=f"uninstall one of them, or name one in {DISABLE_VARIABLE}",
-                    details={"name": declared.record.name, "plugins": [other.plugin.name, declared.plugin.name]},
-                )
-            found[declared.record.name] = declared
-        return {name: entry.record for name, entry in found.items() if isinstance(entry.record, kind)}
+        return _by_name(kind, self.declared(kind))
+
+    def find(self, kind: type[R], name: str) -> R | None:
+        """The record of one kind and name, or None; other names may collide.
+
+        Raises:
+            PluginCollision: two plugins claim this name.
+        """
+        return _by_name(kind, [item for item in self.declared(kind) if item.record.name == name]).get(name)
 
     def declared(self, kind: type[Record]) -> list[Declared]:
         """The records of one kind with their plugins, in order of registration, collisions included."""
@@ -203,6 +200,20 @@ class PluginHost:
     def _fail(self, key: str, error: BaseException) -> None:
         text = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         self._plugins[key] = replace(self._plugins[key], status="failed", error=text)
+
+
+def _by_name(kind: type[R], declarations: Iterable[Declared]) -> dict[str, R]:
+    found: dict[str, Declared] = {}
+    for declared in declarations:
+        other = found.setdefault(declared.record.name, declared)
+        if other is not declared:
+            raise PluginCollision(
+                f"two plugins declare the {kind.__name__} {declared.record.name!r}: "
+                f"{other.plugin.origin} and {declared.plugin.origin}",
+                hint=f"uninstall one of them, or name one in {DISABLE_VARIABLE}",
+                details={"name": declared.record.name, "plugins": [other.plugin.name, declared.plugin.name]},
+            )
+    return {name: entry.record for name, entry in found.items() if isinstance(entry.record, kind)}
 
 
 def _key(info: PluginInfo) -> str:

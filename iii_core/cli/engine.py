@@ -44,15 +44,15 @@ def _default_workers(state: State) -> tuple[str, ...]:
 
 def _create_config(project: Project) -> None:
     """Create config.yaml; asks on a terminal (Enter means yes), and just does it elsewhere (spec protocol §8.1)."""
+    from iii_core.cli.elsewhere import enclosing_project
     from iii_core.cli.prompt import confirm
     from iii_core.project.create import create_config
 
     path = project.config_path
-    if (
-        is_terminal(sys.stdin)
-        and is_terminal(sys.stderr)
-        and not confirm(f"No {path.name} here. Create one?", default=True)
-    ):
+    above = enclosing_project(project.root)
+    around = f" (the project around this folder is {above.parent})" if above is not None else ""
+    question = f"No {path.name} here{around}. Create one?"
+    if is_terminal(sys.stdin) and is_terminal(sys.stderr) and not confirm(question, default=above is None):
         raise Cancelled(f"there is no {path}", hint="name another file with --config, or try --use-default-config")
     create_config(project)
     say(f"Created {path}")

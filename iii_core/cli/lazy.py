@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from iii_core.cli.quick import Quick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,15 @@ class Lazy:
     help: str
     load: Callable[[], typer.Typer]
     hidden: bool = False
+
+
+def close_names(word: str, names: Iterable[str]) -> list[str]:
+    """Names that are almost ``word``, the most likely first; a beginning counts as almost."""
+    from difflib import get_close_matches
+
+    names = list(names)
+    begun = [name for name in names if len(word) > 1 and name.startswith(word)]
+    return list(dict.fromkeys([*begun, *get_close_matches(word, names, n=2)]))[:3]
 
 
 def from_module(module: str, attribute: str = "app") -> Callable[[], typer.Typer]:
@@ -53,6 +62,19 @@ class LazyGroup(Quick, TyperGroup):
     """A group that knows its commands by name only. Subclasses set `lazy`."""
 
     lazy: ClassVar[Mapping[str, Lazy]] = {}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names; an unknown word is an error that says what may have been meant."""
+        word = args[0]
+        if not (word.startswith("-") or ctx.resilient_parsing) and self.get_command(ctx, word) is None:
+            meant = [f"'{command}'" for command in self.suggest(ctx, word)]
+            ctx.fail(f"No such command {word!r}." + (f" Did you mean {' or '.join(meant)}?" if meant else ""))
+        return super().resolve_command(ctx, args)
+
+    def suggest(self, ctx: Any, word: str) -> list[str]:
+        """Command lines that may have been meant by an unknown ``word``."""
+        names = [name for name in self.list_commands(ctx) if name not in self.lazy or not self.lazy[name].hidden]
+        return [f"{ctx.command_path} {name}" for name in close_names(word, names)]
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of declaration, which is how people meet them."""

@@ -10,43 +10,54 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from iii_core.errors import IIIError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from iii_core.cli.state import State
 
 _DISABLE: Final = "III_DISABLE_PLUGINS"
+_SHAPE: Final = {"depends": list, "files": dict, "commands": dict, "warnings": list}
 
 
-def plugin_commands(state: State) -> dict[str, str]:
-    """Names of plugins' commands with their help. A collision of names is told as a warning, and none are listed."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Names of plugins' commands with their help, and warnings about those that cannot be reached."""
+
+    commands: Mapping[str, str] = field(default_factory=dict[str, str])
+    warnings: Sequence[str] = ()
+
+
+def plugin_listing(state: State) -> Listing:
+    """What plugins add to the command line; a name that two of them claim, or that the core has, is a warning."""
     if not state.use_plugins:
-        return {}
+        return Listing()
     path = _cache_path()
     depends = _circumstances()
     known = _read(path)
     if known is not None and known["depends"] == depends and known["files"] == _stamps(known["files"]):
-        return dict(known["commands"])
+        return Listing(known["commands"], known["warnings"])
     return _discover(state, path, depends)
 
 
-def _discover(state: State, path: Path, depends: list[Any]) -> dict[str, str]:
+def _discover(state: State, path: Path, depends: list[Any]) -> Listing:
+    from iii_core.cli.conflicts import conflicts
     from iii_core.records import Command
 
-    try:
-        commands = {record.name: record.help for record in state.plugins.collect(Command).values()}
-    except IIIError as error:
-        from iii_core.cli.output import warn
-
-        warn(error.message, error.hint)
-        return {}
+    found = conflicts(state.plugins, kinds=[Command])
+    taken = {conflict.record.name for conflict in found}
+    declared = [item.record for item in state.plugins.declared(Command)]
+    commands = {item.name: item.help for item in declared if isinstance(item, Command) and item.name not in taken}
+    listing = Listing(commands, list(dict.fromkeys(conflict.warning for conflict in found)))
     if all(info.status != "failed" for info in state.plugins.plugins):
-        _write(path, {"depends": depends, "files": _stamps(_plugin_files()), "commands": commands})
-    return commands
+        data = {"commands": listing.commands, "warnings": listing.warnings}
+        _write(path, {"depends": depends, "files": _stamps(_plugin_files()), **data})
+    return listing
 
 
 def _cache_path() -> Path:
@@ -89,7 +100,7 @@ def _stamps(paths: dict[str, Any]) -> dict[str, int | None]:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         known = json.loads(path.read_bytes())
-        valid = all(type(known[key]) is kind for key, kind in (("depends", list), ("files", dict), ("commands", dict)))
+        valid = all(type(known[key]) is kind for key, kind in _SHAPE.items())
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return known if valid else None

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import typer
 
+from iii_core.cli.elsewhere import wrong_folder
 from iii_core.cli.output import leave_pipe, say, say_error
 from iii_core.cli.state import State
-from iii_core.errors import IIIError, leading_error
+from iii_core.errors import EngineNotRunning, IIIError, WorkerNotInstalled, leading_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,8 +69,8 @@ def _usage(error: typer.TyperException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         say(error.format_message())
     else:
-        hint = f"see '{context.command_path if context is not None else 'iii'} --help'"
-        say_error(error.format_message(), hint)
+        see = f"see '{context.command_path if context is not None else 'iii'} --help'"
+        say_error(error.format_message(), getattr(error, "hint", None) or see)
     return error.exit_code
 
 
@@ -85,6 +86,8 @@ def _failure(error: BaseException, state: State) -> int:
         return leader.exit_code
     if isinstance(leader, IIIError):
         say_error(f"[{leader.code}] {leader.message}", leader.hint)
+        if isinstance(leader, (EngineNotRunning, WorkerNotInstalled)) and (note := wrong_folder(state)):
+            say(f"note: {note}")
         return leader.exit_code
     if isinstance(leader, BrokenPipeError):
         return _broken_pipe()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iii_core.cli.output import data_json, say
+from iii_core.cli.output import data_json, say, say_error, warn
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 
@@ -25,7 +25,7 @@ def list_plugins(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """List installed plugins: what they provide, where they come from, and what is wrong with them."""
+    """List installed plugins, what they provide, and what is wrong with them."""
     rows = _rows(context)
     if as_json:
         data_json({"plugins": rows})
@@ -38,10 +38,13 @@ def list_plugins(
     say(table(["NAME", "DISTRIBUTION", "VERSION", "STATUS", "PROVIDES"], [_cells(row) for row in rows]))
     for row in rows:
         if row["error"]:
-            say(f"  {row['name']}: {row['error']}")
+            say_error(f"{row['name']}: {row['error']}")
+        for trouble in row["warnings"]:
+            warn(f"{row['name']}: {trouble}")
 
 
 def _rows(context: typer.Context) -> list[dict[str, Any]]:
+    from iii_core.cli.conflicts import conflicts
     from iii_core.host import HOOK_OF_KIND
 
     host = state_of(context).plugins
@@ -50,6 +53,9 @@ def _rows(context: typer.Context) -> list[dict[str, Any]]:
         for declared in host.declared(kind):
             key = (declared.plugin.name, declared.plugin.distribution)
             provided.setdefault(key, []).append({"kind": kind.__name__, "name": declared.record.name})
+    troubles: dict[tuple[str, str], list[str]] = {}
+    for conflict in conflicts(host):
+        troubles.setdefault((conflict.plugin.name, conflict.plugin.distribution), []).append(conflict.trouble)
     return [
         {
             "name": info.name,
@@ -57,6 +63,7 @@ def _rows(context: typer.Context) -> list[dict[str, Any]]:
             "version": info.version,
             "status": info.status,
             "error": info.error,
+            "warnings": troubles.get((info.name, info.distribution), []),
             "provides": provided.get((info.name, info.distribution), []),
         }
         for info in host.plugins
@@ -65,4 +72,5 @@ def _rows(context: typer.Context) -> list[dict[str, Any]]:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     provides = ", ".join(f"{item['kind']} {item['name']}" for item in row["provides"]) or "-"
-    return [row["name"], row["distribution"], row["version"], row["status"], provides]
+    status = "warning" if row["warnings"] and not row["error"] else row["status"]
+    return [row["name"], row["distribution"], row["version"], status, provides]

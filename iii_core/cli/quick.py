@@ -42,7 +42,21 @@ class QuickOption(TyperOption):
 
 
 class QuickArgument(TyperArgument):
-    """See the module."""
+    """See the module. Help shows its metavar as it is to be typed; one that ends with ``...`` speaks for itself."""
+
+    def get_usage_pieces(self, ctx: Any) -> list[str]:
+        """Its part of the usage line."""
+        shown = self._shown()
+        if self.required or shown.endswith("..."):
+            return [shown]
+        return [f"[{shown}]" + ("..." if self.nargs == -1 else "")]
+
+    def get_help_record(self, ctx: Any) -> tuple[str, str] | None:
+        """Its line in the list of arguments."""
+        return None if self.hidden else (self._shown(), self.help or "")
+
+    def _shown(self) -> str:
+        return self.metavar or str(self.name).upper()
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """The value, as it is where that will do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -11,9 +11,15 @@ from iii_core.cli.state import State, state_of
 from iii_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from iii_core.records import Command
+
+EXAMPLES: Final = """\b
+Examples:
+  iii                                          run the engine of this folder
+  iii worker add ghcr.io/my-org/my-worker:1.0  add a worker, and start it
+  iii trigger my-worker::hello name=you        call a function of a worker
+"""
+_MEANT: Final = {"help": "iii --help", "version": "iii --version", "run": "iii", "serve": "iii", "up": "iii"}
 
 
 class RootGroup(LazyGroup):
@@ -28,33 +34,45 @@ class RootGroup(LazyGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All commands, for help and completion."""
-        return [*super().list_commands(ctx), *(name for name in self._listed(ctx) if name not in self.lazy)]
+        return [*super().list_commands(ctx), *self._state(ctx).listing.commands]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list in the help, after what is wrong with it."""
+        from iii_core.cli.output import warn
+
+        for warning in self._state(ctx).listing.warnings:
+            warn(warning, "see 'iii plugins list'")
+        super().format_commands(ctx, formatter)
+
+    def suggest(self, ctx: Any, word: str) -> list[str]:
+        """As a group does; also what people know from elsewhere, and commands of ``iii worker``."""
+        from iii_core.cli.worker.app import WorkerGroup
+
+        if word in _MEANT:
+            return [_MEANT[word]]
+        inner = [f"iii worker {word}"] if word in WorkerGroup.lazy else []
+        return inner or super().suggest(ctx, word)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command of the core never waits for plugins to be found, and one of a plugin only when it is to run."""
         found = super().get_command(ctx, cmd_name)
         if found is not None:
             return found
-        help_text = self._listed(ctx).get(cmd_name)
-        if help_text is None and cmd_name not in self._declared(ctx):
+        help_text = self._state(ctx).listing.commands.get(cmd_name)
+        if help_text is None and self._declared(ctx, cmd_name) is None:
             return None
         return LazyCommand(cmd_name, Lazy(help_text or "", lambda: self._load(ctx, cmd_name)))
 
     def _load(self, ctx: Any, name: str) -> Any:
-        declared = self._declared(ctx).get(name)
+        declared = self._declared(ctx, name)
         if declared is None:
             raise UsageError(f"no plugin provides the command {name!r} any more", hint="see 'iii plugins list'")
         return declared.load()
 
-    def _listed(self, ctx: Any) -> dict[str, str]:
-        from iii_core.cli.listing import plugin_commands
-
-        return plugin_commands(self._state(ctx))
-
-    def _declared(self, ctx: Any) -> Mapping[str, Command]:
+    def _declared(self, ctx: Any, name: str) -> Command | None:
         from iii_core.records import Command
 
-        return self._state(ctx).plugins.collect(Command)
+        return self._state(ctx).plugins.find(Command, name)
 
     def _state(self, ctx: Any) -> State:
         """The state, with the option that matters here; its callback runs only after commands are looked up."""
@@ -80,27 +98,29 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
 def iii(
     context: typer.Context,
     config: Annotated[
-        str | None, typer.Option("-c", "--config", metavar="FILE", help="Project file (default: config.yaml).")
+        str | None, typer.Option("-c", "--config", metavar="FILE", help="The project's file, instead of config.yaml.")
     ] = None,
     use_default_config: Annotated[
-        bool, typer.Option("--use-default-config", help="Run the engine with the usual workers, without a file.")
+        bool, typer.Option("--use-default-config", help="Run the engine without a file.")
     ] = False,
     no_plugins: Annotated[
-        bool, typer.Option("--no-plugins", is_eager=True, help="Leave installed plugins alone.")
+        bool, typer.Option("--no-plugins", is_eager=True, help="Do as if no plugins were installed.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of unexpected errors.")] = False,
     _version: Annotated[
-        bool, typer.Option("-v", "--version", is_eager=True, callback=_print_version, help="Print the version.")
+        bool,
+        typer.Option("-v", "--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
     ] = False,
     _no_update_check: Annotated[bool, typer.Option("--no-update-check", hidden=True)] = False,
 ) -> None:
-    """Run the engine of this project, or one of the commands below.
+    """Run the engine of the project in this folder, or one of the commands below.
 
-    Without a command the engine runs in the foreground until Ctrl-C, with all workers of config.yaml.
+    A project is a folder with a config.yaml. Without a command, the engine runs in the foreground with all workers of
+    config.yaml until Ctrl-C; commands talk to it from another terminal.
     """
     state = context.ensure_object(State)
     state.config, state.debug, state.use_plugins = config, debug, state.use_plugins and not no_plugins

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import typer
 
+    from iii_core.cli.listing import Listing
     from iii_core.host import PluginHost
     from iii_core.project.locate import Project
 
@@ -41,6 +42,13 @@ class State:
         from iii_core.host import PluginHost
 
         return PluginHost.create(installed=self.use_plugins, environ=os.environ)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The commands that plugins add, by name; quick where they were asked for before."""
+        from iii_core.cli.listing import plugin_listing
+
+        return plugin_listing(self)
 
 
 def state_of(context: typer.Context) -> State:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from iii_core.cli.numbers import MAX_PORT, parse_number
 from iii_core.cli.output import data, say
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
@@ -17,26 +18,46 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-@app.command("trigger", cls=QuickCommand, add_help_option=False)
+EXAMPLES: Final = """\b
+Examples:
+  iii trigger math::add a=2 b=3
+  iii trigger math::add --json '{"a": 2, "b": 3}'
+  iii trigger math::add --help
+"""
+
+
+@app.command("trigger", cls=QuickCommand, add_help_option=False, epilog=EXAMPLES)
 def trigger(
     context: typer.Context,
-    function: Annotated[str | None, typer.Argument(metavar="FUNCTION", help="Id of the function to call.")] = None,
-    pairs: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Members of the payload; a value is JSON or text.")
+    function: Annotated[
+        str | None, typer.Argument(metavar="FUNCTION", help="Id of the function, such as math::add.")
     ] = None,
-    json_text: Annotated[str | None, typer.Option("--json", metavar="JSON", help="The payload.")] = None,
-    address: Annotated[str | None, typer.Option("--address", metavar="HOST", help="Where the engine runs.")] = None,
-    port: Annotated[str | None, typer.Option("--port", metavar="PORT", help="The engine's port.")] = None,
-    timeout_ms: Annotated[str, typer.Option("--timeout-ms", metavar="MS", help="How long to wait.")] = "30000",
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Members of the payload: a value is JSON where it can be (a=2), else text."
+        ),
+    ] = None,
+    json_text: Annotated[
+        str | None, typer.Option("--json", metavar="JSON", help="The payload; KEY=VALUE members are set over it.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST", help="Call an engine elsewhere, instead of this project's."),
+    ] = None,
+    port: Annotated[str | None, typer.Option("--port", metavar="PORT", help="The port of that engine.")] = None,
+    timeout_ms: Annotated[
+        str, typer.Option("--timeout-ms", metavar="MS", help="How long to wait for the result.")
+    ] = "30000",
     function_id: Annotated[str | None, typer.Option("--function-id", hidden=True)] = None,
     payload: Annotated[str | None, typer.Option("--payload", hidden=True)] = None,
     help_wanted: Annotated[
         bool, typer.Option("--help", "-h", help="Explain this command, or FUNCTION if given.")
     ] = False,
 ) -> None:
-    """Call a function and print its result as JSON.
+    """Call a function and print its result as JSON on stdout; nothing for a function without one.
 
-    The project's running engine is called, unless --address or --port say otherwise.
+    A failed call prints its error as JSON on stderr; the exit code is 1.
     """
     target = function or function_id
     if target is None:
@@ -51,8 +72,8 @@ def trigger(
 
     from iii_core.cli import calling
 
-    url = calling.engine_url(state_of(context).project, address, _number(port, "--port", 65535))
-    timeout = (_number(timeout_ms, "--timeout-ms", 2**31) or 0) / 1000
+    url = calling.engine_url(state_of(context).project, address, parse_number(port, "--port", MAX_PORT))
+    timeout = (parse_number(timeout_ms, "--timeout-ms", 2**31) or 0) / 1000
     if help_wanted:
         _explain(state_of(context), url, target, timeout)
         return
@@ -76,11 +97,3 @@ def _explain(state: State, url: str, function: str, timeout: float) -> None:
         if info.get(key):
             lines += ["", f"{title}:", calling.pretty(calling.encode(info[key]))]
     data("\n".join(lines) + "\n")
-
-
-def _number(text: str | None, option: str, most: int) -> int | None:
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) <= most:
-        raise UsageError(f"{option} {text!r} is not a number from 1 to {most}")
-    return int(text)

@@ -349,7 +349,11 @@ class _Builder:
         lines = self._document.text.splitlines()
         line = int(mark.line)
         around = lines[line] if line < len(lines) else ""
-        hint = 'quote ${…} inside braces and brackets: "${NAME}"' if "${" in around else None
+        hint = None
+        if "${" in around:
+            hint = 'quote ${…} inside braces and brackets: "${NAME}"'
+        elif around[: len(around) - len(around.lstrip())].count("\t"):
+            hint = "YAML is indented with spaces, not with tabs"
         return self._document.error(line + 1, f"not valid YAML: {problem}", hint=hint)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_unit_tests_of_the_core_import_no_plugin() -> None:
     assert not offenders
 
 
+def test_type_checker_knows_where_packages_are() -> None:
+    """Else mypy takes a package for a part of the folder it lies in."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {str(found.folder.relative_to(ROOT)) for found in distributions() if found.folder != ROOT}
+    assert folders <= set(config["tool"]["mypy"]["mypy_path"])
+
+
 def test_files_are_short() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in source_files(".py", ".c", ".h")}
     assert not {str(path): length for path, length in lengths.items() if length > MAX_LINES}
@@ -92,6 +100,11 @@ def test_all_pins_among_ourselves_name_that_version() -> None:
 def test_workspace_knows_every_member() -> None:
     sources = distributions()[0].pyproject["tool"]["uv"]["sources"]
     assert sources == {distribution.name: {"workspace": True} for distribution in distributions()}
+
+
+def test_tox_builds_every_member_anew() -> None:
+    rebuilt = re.findall(r"--reinstall-package=(\S+)", (ROOT / "tox.ini").read_text())
+    assert sorted(rebuilt) == sorted(distribution.name for distribution in distributions()[1:])
 
 
 @pytest.mark.parametrize("distribution", distributions()[1:], ids=name_of)

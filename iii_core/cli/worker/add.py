@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,24 +19,41 @@ if TYPE_CHECKING:
 
     from iii_core.cli.state import State
 
-Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Images, registry names or folders.")]
-ResetConfig = Annotated[bool, typer.Option("--reset-config", help="Drop what config.yaml says of the worker.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the worker is ready.")]
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="SOURCE...", help="Images such as ghcr.io/my-org/my-worker:1.0, or what a plugin accepts."),
+]
+ResetConfig = Annotated[
+    bool, typer.Option("--reset-config", help="Forget what config.yaml says of the worker, and begin with defaults.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once, before the worker is ready.")]
+EXAMPLES: Final = """\b
+Examples:
+  iii worker add ghcr.io/my-org/my-worker:1.0
+  iii worker add localhost:5050/my-worker:latest
+  iii worker add docker-archive:my-worker.tar        made by `docker save`
+"""
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 reinstall_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-@app.command("add", cls=QuickCommand)
+@app.command("add", cls=QuickCommand, epilog=EXAMPLES)
 def add(
     context: typer.Context,
     sources: Sources,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Fetch again what is there already.")] = False,
+    force: Annotated[
+        bool, typer.Option("-f", "--force", help="Ask the registry again for what is there already.")
+    ] = False,
     reset_config: ResetConfig = False,
     no_wait: NoWait = False,
     _yes: Annotated[bool, typer.Option("-y", "--yes", hidden=True)] = False,
 ) -> None:
-    """Fetch workers, declare them in config.yaml, and start them if the engine runs."""
+    """Fetch workers, write them into config.yaml, and start them if the engine runs.
+
+    What you have written in config.yaml stays. Several workers are added one by one: a failed one does not undo the
+    others, and nobody waits until they are ready.
+    """
     _add_all(state_of(context), sources, force=force, reset_config=reset_config, wait=not no_wait)
 
 
@@ -44,7 +61,7 @@ def add(
 def reinstall(
     context: typer.Context, sources: Sources, reset_config: ResetConfig = False, no_wait: NoWait = False
 ) -> None:
-    """Fetch workers again and add them anew: `iii worker add --force`."""
+    """Fetch workers again and restart them: the same as `iii worker add --force`."""
     _add_all(state_of(context), sources, force=True, reset_config=reset_config, wait=not no_wait)
 
 

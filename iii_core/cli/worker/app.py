@@ -13,16 +13,16 @@ class WorkerGroup(LazyGroup):
     """Each command in a module of its own."""
 
     lazy = {  # noqa: RUF012 - declared as a ClassVar by the base
-        "add": Lazy("Add workers to this project", from_module(f"{_HERE}.add")),
-        "list": Lazy("List the workers of this project", from_module(f"{_HERE}.list")),
+        "add": Lazy("Add workers to this project, and start them", from_module(f"{_HERE}.add")),
+        "list": Lazy("List the workers of this project and their state", from_module(f"{_HERE}.list")),
         "start": Lazy("Start a worker", from_module(f"{_HERE}.lifecycle", "start_app")),
         "stop": Lazy("Stop a worker", from_module(f"{_HERE}.lifecycle", "stop_app")),
-        "restart": Lazy("Stop a worker, then start it", from_module(f"{_HERE}.lifecycle", "restart_app")),
-        "status": Lazy("Show what is known of a worker", from_module(f"{_HERE}.status")),
-        "logs": Lazy("Show the output of a worker", from_module(f"{_HERE}.logs")),
-        "exec": Lazy("Run a command inside a worker", from_module(f"{_HERE}.exec")),
+        "restart": Lazy("Stop a worker and start it again", from_module(f"{_HERE}.lifecycle", "restart_app")),
+        "status": Lazy("Show one worker, also while it starts", from_module(f"{_HERE}.status")),
+        "logs": Lazy("Show what a worker has printed", from_module(f"{_HERE}.logs")),
+        "exec": Lazy("Run a command inside a worker's sandbox", from_module(f"{_HERE}.exec")),
         "remove": Lazy("Remove workers from this project", from_module(f"{_HERE}.remove")),
-        "reinstall": Lazy("Fetch workers again and add them anew", from_module(f"{_HERE}.add", "reinstall_app")),
+        "reinstall": Lazy("Fetch workers again and restart them", from_module(f"{_HERE}.add", "reinstall_app")),
     }
 
 

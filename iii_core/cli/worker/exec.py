@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -15,31 +15,62 @@ from iii_core.errors import InvalidValue, ProcessSpawnError, UsageError
 from iii_core.project.durations import parse_duration
 from iii_core.project.names import check_name
 
+EXAMPLES: Final = """\b
+Examples:
+  iii worker exec my-worker -- ls -la /workspace
+  iii worker exec my-worker -e LOG_LEVEL=debug -w /tmp -- ./probe
+  iii worker exec my-worker -- sh
+"""
+
+
+class ExecCommand(QuickCommand):
+    """Options after the worker's name are ours up to ``--``; a forgotten one is likely, so it is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As any command does."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            if len(given) > 1 and "--" not in given:
+                error.__dict__["hint"] = "write '--' before the command: iii worker exec NAME -- COMMAND [ARG]..."
+            raise
+
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-@app.command("exec", cls=QuickCommand)
+@app.command("exec", cls=ExecCommand, epilog=EXAMPLES)
 def execute(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The worker.", autocompletion=complete_worker)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a running worker.", autocompletion=complete_worker)
+    ],
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- COMMAND [ARG]...", help="What to run; no shell is involved.")
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND [ARG]...", help="Program and arguments, as they are: no shell reads them."),
     ] = None,
     env: Annotated[
         list[str] | None, typer.Option("-e", "--env", metavar="KEY=VALUE", help="Set a variable; may be repeated.")
     ] = None,
     workdir: Annotated[
-        str | None, typer.Option("-w", "--workdir", metavar="PATH", help="Where to run (default: /workspace).")
+        str | None, typer.Option("-w", "--workdir", metavar="PATH", help="Where to run it, instead of /workspace.")
     ] = None,
-    tty: Annotated[bool, typer.Option("-t", "--tty", help="Use a terminal, even if stdin is none.")] = False,
-    no_tty: Annotated[bool, typer.Option("--no-tty", help="Use pipes, even on a terminal.")] = False,
+    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give it a terminal, even if stdin is none.")] = False,
+    no_tty: Annotated[bool, typer.Option("--no-tty", help="Give it pipes, even on a terminal.")] = False,
     timeout: Annotated[
-        str | None, typer.Option("--timeout", metavar="DURATION", help="Kill it after 30s, 5m, …; exit code 124.")
+        str | None,
+        typer.Option(
+            "--timeout",
+            metavar="DURATION",
+            help="Kill it after a time such as 30s or 1m 30s; the exit code is 124 then.",
+        ),
     ] = None,
 ) -> None:
-    """Run a command inside a running worker. Its exit code becomes this command's.
+    """Run a command inside the sandbox of a running worker. Its exit code becomes this command's.
 
-    On a terminal it gets a terminal; with stdin or stdout redirected, bytes pass unchanged.
+    On a terminal it gets a terminal. With stdin or stdout redirected it gets pipes, and bytes pass unchanged. Ctrl-C
+    interrupts it; a second one within a second kills it.
     """
     if not command:
         raise InvalidValue("no command given", hint=f"iii worker exec {name} -- COMMAND [ARG]...")

@@ -8,17 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from iii_core.cli.names import complete_worker
+from iii_core.cli.numbers import MAX_PORT, parse_number
 from iii_core.cli.output import say, success, warn
 from iii_core.cli.prompt import require_consent
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.cli.worker.rows import find_row
 from iii_core.control.client import request
-from iii_core.errors import StartTimeout
+from iii_core.errors import EngineNotRunning, StartTimeout
+from iii_core.project.locate import read_record
 from iii_core.project.names import check_name
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The worker.", autocompletion=complete_worker)]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the worker is ready.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the worker in config.yaml.", autocompletion=complete_worker)
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once, before the worker is ready.")]
+Port = Annotated[
+    str | None, typer.Option("--port", metavar="PORT", help="Make sure that the engine is the one at this port.")
+]
+# Of the original's worker programs on the host, which take it as an argument; none of ours runs there.
+Config = Annotated[str | None, typer.Option("--config", metavar="FILE", hidden=True)]
 
 start_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 stop_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -26,24 +35,33 @@ restart_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @start_app.command("start", cls=QuickCommand)
-def start(context: typer.Context, name: Name, no_wait: NoWait = False) -> None:
-    """Start a stopped worker; a running one is left alone."""
-    _begin(context, "worker.start", check_name(name), wait=not no_wait)
+def start(
+    context: typer.Context, name: Name, no_wait: NoWait = False, port: Port = None, config: Config = None
+) -> None:
+    """Start a stopped worker, and wait until it is ready; a running one is left alone.
+
+    It is ready when it has connected to the engine. After two minutes the command stops waiting, and warns.
+    """
+    _check_target(context, name, port, config)
+    _begin(context, "worker.start", name, wait=not no_wait)
 
 
 @restart_app.command("restart", cls=QuickCommand)
-def restart(context: typer.Context, name: Name, no_wait: NoWait = False) -> None:
-    """Stop a worker, then start it."""
-    _begin(context, "worker.restart", check_name(name), wait=not no_wait)
+def restart(
+    context: typer.Context, name: Name, no_wait: NoWait = False, port: Port = None, config: Config = None
+) -> None:
+    """Stop a worker, then start it with what config.yaml says now, and wait until it is ready."""
+    _check_target(context, name, port, config)
+    _begin(context, "worker.restart", name, wait=not no_wait)
 
 
 @stop_app.command("stop", cls=QuickCommand)
 def stop(
     context: typer.Context,
     name: Name,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Agree beforehand, as scripts must.")] = False,
 ) -> None:
-    """Stop a running worker without removing it. It starts again with the engine, or by `iii worker start`."""
+    """Stop a running worker without removing it. It starts again with the engine, or with `iii worker start`."""
     project = state_of(context).project
     row = find_row(project, check_name(name))
     if row["status"] in ("stopped", "failed"):
@@ -53,6 +71,19 @@ def stop(
     say(f"  Stopping {name}...")
     request(project, "worker.stop", {"name": name})
     success(f"{name} stopped")
+
+
+def _check_target(context: typer.Context, name: str, port: str | None, config: str | None) -> None:
+    check_name(name)
+    wanted = parse_number(port, "--port", MAX_PORT)
+    record = read_record(state_of(context).project)
+    if record is not None and wanted not in (None, record.port):
+        raise EngineNotRunning(
+            f"the engine of this project is at port {record.port}, not {wanted}",
+            hint="leave --port out: the engine of a project is found by its folder",
+        )
+    if config is not None:
+        warn(f"--config is not used: {name} runs in a sandbox and gets what config.yaml says")
 
 
 def _begin(context: typer.Context, op: str, name: str, *, wait: bool) -> None:

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from iii_core.cli.elsewhere import wrong_folder
 from iii_core.cli.output import data_json, say
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.cli.table import table
 from iii_core.cli.worker.rows import worker_rows
+from iii_core.project.locate import read_record
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -22,16 +24,20 @@ def list_workers(
 ) -> None:
     """List the workers of this project with their state.
 
-    Without a running engine every worker is shown as stopped.
+    Without a running engine every worker is stopped.
     """
-    rows = worker_rows(state_of(context).project)
+    state = state_of(context)
+    rows = worker_rows(state.project)
     if as_json:
         data_json({"workers": rows})
     elif not rows:
-        say("  No workers. Use `iii worker add` to get started.")
+        note = wrong_folder(state)
+        say(f"  No workers: {note}" if note else "  No workers. Use `iii worker add` to get started.")
     else:
         head = ["NAME", "TYPE", "VERSION", "PID", "STATUS"]
         say(table(head, [_cells(row) for row in rows], widths=(25, 10, 10, 10)))
+        if read_record(state.project) is None:
+            say("  The engine is not running. Start it with `iii`.")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -34,12 +34,17 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command("logs", cls=QuickCommand)
 def logs(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The worker.", autocompletion=complete_worker)],
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as output comes, until Ctrl-C.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the worker.", autocompletion=complete_worker)],
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on with what it prints from now on, until Ctrl-C.")
+    ] = False,
     lines: Annotated[str, typer.Option("-n", "--lines", metavar="N", help="How many lines of each stream.")] = "100",
     previous: Annotated[bool, typer.Option("--previous", help="Show the run before this one.")] = False,
 ) -> None:
-    """Show the latest output of a worker: its stderr on stderr, its stdout on stdout."""
+    """Show the latest output of a worker: its stderr on stderr, its stdout on stdout.
+
+    Works without a running engine, and for workers that were removed.
+    """
     if not lines.isascii() or not lines.isdigit():
         raise InvalidValue(f"--lines {lines!r} is not a number")
     count = min(int(lines[:9]), 1_000_000)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from iii_core.cli.running import run_async
 from iii_core.errors import IIIError
 from iii_core.project.context import provider_context
+from iii_core.project.edit import not_in_config
 from iii_core.workers.image_service import open_images
 from iii_core.workers.install import add_worker, drop_layers, remove_from_config
 
@@ -31,6 +32,8 @@ def add_offline(
 
 def remove_offline(project: Project, name: str) -> None:
     """Take a worker out of config.yaml and drop its writable layers. Raises `IIIError`."""
+    if not project.config_path.exists():  # and no lock, which would leave a folder behind where there is no project
+        raise not_in_config(name)
     run_async(partial(_remove, project, name))
 
 

@@ -25,10 +25,15 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command("remove", cls=QuickCommand)
 def remove(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The workers.", autocompletion=complete_worker)],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, even if a worker is running.")] = False,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Names in config.yaml.", autocompletion=complete_worker)
+    ],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, even if one is running.")] = False,
 ) -> None:
-    """Stop workers and remove them from config.yaml. Downloaded images stay."""
+    """Stop workers, and remove them from config.yaml together with what they have written to their disks.
+
+    Downloaded images and logs stay.
+    """
     for name in names:
         check_name(name)
     project = state_of(context).project

@@ -43,11 +43,17 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command("status", cls=QuickCommand)
 def status(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The worker.", autocompletion=complete_worker)],
-    no_watch: Annotated[bool, typer.Option("--no-watch", help="Show the state once, even if it is changing.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the worker in config.yaml.", autocompletion=complete_worker)
+    ],
+    no_watch: Annotated[bool, typer.Option("--no-watch", help="Show it once, even if it is changing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout, once.")] = False,
 ) -> None:
-    """Show a worker's configuration, sandbox and latest output; on a terminal, until it is ready or has failed."""
+    """Show a worker's configuration, sandbox, process and latest output.
+
+    On a terminal the display follows a worker that is starting, until it is ready or has failed. The exit code is 1 if
+    it has failed, or if the engine is not running.
+    """
     project = state_of(context).project
     facts = worker_facts(project, check_name(name))
     if as_json:
@@ -103,7 +109,7 @@ def _details(facts: dict[str, Any]) -> list[tuple[str, str | None]]:
     engine: dict[str, Any] = facts.get("engine") or {}
     error: dict[str, Any] = facts.get("error") or {}
     addresses: list[dict[str, Any]] = engine.get("listeners") or []
-    listeners = ", ".join(f"ws://{at['host']}:{at['port']}" for at in addresses)
+    listeners = ", ".join(f"{'wss' if at.get('secure') else 'ws'}://{at['host']}:{at['port']}" for at in addresses)
     at_line = f":{facts['line']}" if facts.get("line") else ""
     down, inside = facts["status"] == "engine-down", facts.get("type") == "engine"
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -61,8 +60,13 @@ def test_a_group_without_a_command_shows_its_help_on_stderr(iii: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["wroker"], "No such command 'wroker'"),
-        (["worker", "lst"], "No such command 'lst'"),
+        (["wroker"], "No such command 'wroker'. Did you mean 'iii worker'?"),
+        (["worker", "lst"], "No such command 'lst'. Did you mean 'iii worker list'?"),
+        (["worker", "stat"], "Did you mean 'iii worker status' or 'iii worker start'?"),
+        (["plugins", "lst"], "No such command 'lst'. Did you mean 'list'?"),
+        (["add", "x/y:1"], "Did you mean 'iii worker add'?"),
+        (["help"], "Did you mean 'iii --help'?"),
+        (["zzz"], "No such command 'zzz'.\n"),
         (["--nope"], "No such option"),
         (["worker", "start"], "Missing argument"),
         (["worker", "list", "--frobnicate"], "No such option"),
@@ -76,6 +80,58 @@ def test_usage_errors(iii: Any, args: list[str], message: str) -> None:
     assert done.err.startswith("error: ")
     assert message in done.err
     assert "hint: see 'iii" in done.err
+
+
+def test_exec_without_dashes_says_where_they_go(project: Any) -> None:
+    done = project("worker", "exec", "running", "ls", "-la")
+    assert done.code == 2
+    assert "hint: write '--' before the command" in done.err
+    assert "hint: see 'iii worker exec --help'" in project("worker", "exec", "-q", "running", "--", "ls").err
+
+
+def test_usage_lines_can_be_typed_as_they_are(iii: Any) -> None:
+    """No types, no braces."""
+    for args, usage in (
+        ("worker start", "[OPTIONS] NAME"),
+        ("worker remove", "[OPTIONS] NAME..."),
+        ("worker exec", "[OPTIONS] NAME -- COMMAND [ARG]..."),
+        ("trigger", "[OPTIONS] [FUNCTION] [KEY=VALUE]..."),
+    ):
+        done = iii(*args.split(), "--help")
+        assert done.out.splitlines()[0] == f"Usage: iii {args} {usage}"
+        assert "<" not in done.out
+
+
+class TestWrongFolder:
+    @pytest.fixture
+    def sub(self, project: Any) -> Any:
+        (project.root / ".iii").mkdir()
+        (project.root / "a/b").mkdir(parents=True)
+        return project.root / "a/b"
+
+    @pytest.mark.parametrize(
+        "args", [("list",), ("status", "running"), ("start", "running"), ("exec", "running", "--", "true")]
+    )
+    def test_the_project_around_it_is_named(self, project: Any, sub: Path, args: tuple[str, ...]) -> None:
+        done = project("worker", *args, cwd=sub)
+        assert f"there is no {sub}/config.yaml; try 'iii -c {project.config} …'" in done.err
+        assert "there is no" not in project("worker", *args, cwd=project.root).err
+
+    def test_a_config_that_was_named_and_is_not_there(self, iii: Any) -> None:
+        assert f"No workers: there is no {iii.root}/nope.yaml" in iii("-c", "nope.yaml", "worker", "list").err
+        assert f"note: there is no {iii.root}/nope.yaml" in iii("-c", "nope.yaml", "worker", "status", "x").err
+
+    def test_no_project_within_a_project_by_accident(self, project: Any, sub: Path, terminal: Any) -> None:
+        asked = terminal(env={"III_CONFIG_PATH": str(sub / "config.yaml")})
+        asked.expect(rb"the project around this folder is .*\[y/N\]")
+        asked.send(b"\n")
+        assert asked.wait() == 1
+        assert not (sub / "config.yaml").exists()
+
+    def test_looking_leaves_nothing_behind(self, iii: Any) -> None:
+        for args in (["worker", "list"], ["worker", "remove", "x"], ["worker", "logs", "x"], ["plugins", "list"]):
+            iii(*args)
+        assert sorted(path.name for path in iii.root.iterdir()) == ["home"]
 
 
 def test_config_errors_have_file_line_code_and_hint(iii: Any) -> None:
@@ -205,133 +261,6 @@ class TestCompletion:
         assert done.code in (0, 1)  # 1 where the shell around the tests is none that it knows
 
 
-class TestPlugins:
-    """A distribution on the path, as pip would have left it."""
-
-    @pytest.fixture
-    def site(self, iii: Any) -> Any:
-        site = iii.root / "site"
-
-        def install(name: str, source: str) -> None:
-            info = site / f"{name}-1.5.dist-info"
-            info.mkdir(parents=True)
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
-            (info / "entry_points.txt").write_text(f"[iii]\n{name} = {name}_plugin\n")
-            (site / f"{name}_plugin.py").write_text(source)
-
-        iii.env["PYTHONPATH"] = str(site)
-        return install
-
-    HELLO = """
-from iii_core import hookimpl
-from iii_core.records import Command
-
-def load():
-    import typer
-    app = typer.Typer()
-
-    @app.command()
-    def hello(name: str = "you", loud: bool = False) -> None:
-        print(f"hello {name}".upper() if loud else f"hello {name}")
-
-    return app
-
-@hookimpl
-def iii_commands():
-    yield Command(name="hello", help="Say hello", load=load)
-"""
-
-    def test_commands_of_plugins_are_commands(self, iii: Any, site: Any) -> None:
-        site("greeter", self.HELLO)
-        assert "hello    Say hello" in iii("--help").out
-        done = iii("hello", "--name", "world", "--loud")
-        assert (done.code, done.out) == (0, "HELLO WORLD\n")
-        assert "--loud" in iii("hello", "--help").out
-
-    def test_the_listing_follows_what_is_installed(self, iii: Any, site: Any) -> None:
-        assert "hello" not in iii("--help").out
-        site("greeter", self.HELLO)
-        assert "Say hello" in iii("--help").out
-        module = iii.root / "site/greeter_plugin.py"
-        module.write_text(self.HELLO.replace("Say hello", "Greet people"))
-        os.utime(module, ns=(1, 1))
-        assert "Greet people" in iii("--help").out
-        assert "hello" not in iii("--help", env={"III_DISABLE_PLUGINS": "greeter"}).out
-        cache = iii.root / "home/.iii/cache/commands.json"
-        assert json.loads(cache.read_text())["commands"] == {}
-        for nonsense in ("", "[]", '{"depends": 1}', "[" * 100_000):
-            cache.write_text(nonsense)
-            assert "Greet people" in iii("--help").out
-        shutil.rmtree(iii.root / "site/greeter-1.5.dist-info")
-        assert iii("hello").code == 2
-        assert "hello" not in iii("--help").out
-
-    def test_a_stale_listing_runs_nothing(self, iii: Any, site: Any) -> None:
-        site("greeter", self.HELLO)
-        iii("--help")
-        cache = iii.root / "home/.iii/cache/commands.json"
-        known = json.loads(cache.read_text())
-        cache.write_text(json.dumps({**known, "commands": {"ghost": "Boo"}}))
-        done = iii("ghost")
-        assert done.code == 2
-        assert "no plugin provides the command 'ghost' any more" in done.err
-        assert iii("hello").out == "hello you\n"
-
-    def test_a_listing_that_cannot_be_kept(self, iii: Any, site: Any) -> None:
-        site("greeter", self.HELLO)
-        (iii.root / "home/.iii").write_text("in the way")
-        assert "Say hello" in iii("--help").out
-
-    def test_two_plugins_with_one_command(self, iii: Any, site: Any) -> None:
-        site("greeter", self.HELLO)
-        site("welcomer", self.HELLO)
-        shown = iii("--help")
-        assert shown.code == 0
-        assert "two plugins declare the Command 'hello'" in shown.err
-        done = iii("hello")
-        assert done.code == 1
-        assert "[W211]" in done.err
-        assert "greeter" in done.err
-        assert "welcomer" in done.err
-
-    def test_the_project_option_reaches_commands_of_plugins(self, iii: Any, site: Any) -> None:
-        site(
-            "greeter",
-            self.HELLO.replace("import typer\n", "import typer\n    from iii_core.cli.state import state_of\n")
-            .replace("def hello(name", "def hello(context: typer.Context, name")
-            .replace('print(f"hello {name}"', 'print(state_of(context).project.config_path); print(f"hello {name}"'),
-        )
-        assert iii("-c", "other.yaml", "hello").out == f"{iii.root}/other.yaml\nhello you\n"
-
-    def test_no_plugins_means_none(self, iii: Any, site: Any) -> None:
-        site("greeter", self.HELLO)
-        assert iii("--no-plugins", "hello").code == 2
-        assert "hello" not in iii("--no-plugins", "--help").out
-        assert iii("hello", env={"III_DISABLE_PLUGINS": "*"}).code == 2
-        assert json.loads(iii("--no-plugins", "plugins", "list", "--json").out) == {"plugins": []}
-
-    def test_a_broken_plugin_harms_nobody(self, iii: Any, site: Any) -> None:
-        site("broken", "raise RuntimeError('boom')")
-        site("greeter", self.HELLO)
-        assert iii("hello").out == "hello you\n"
-        rows = {row["name"]: row for row in json.loads(iii("plugins", "list", "--json").out)["plugins"]}
-        assert rows["broken"]["status"] == "failed"
-        assert "RuntimeError: boom" in rows["broken"]["error"]
-        assert rows["greeter"]["provides"] == [{"kind": "Command", "name": "hello"}]
-        assert (rows["greeter"]["distribution"], rows["greeter"]["version"]) == ("greeter", "1.5")
-        shown = iii("plugins", "list")
-        assert shown.out == ""
-        assert "Command hello" in shown.err
-        assert "broken: RuntimeError: boom" in shown.err
-
-    def test_core_commands_never_import_plugins(self, iii: Any, site: Any) -> None:
-        site("tracer", "open('imported', 'w').close()")
-        iii("worker", "list")
-        assert not (iii.root / "imported").exists()
-        iii("--help")
-        assert (iii.root / "imported").exists()
-
-
 def check_ran(code: int, said: str) -> None:
     """The engine ran and stopped, unless another one of this machine has the well-known port."""
     if code == 0:
@@ -357,6 +286,7 @@ class TestNewProject:
         _, rest = process.communicate(timeout=30)
         return process.returncode, (said + rest).decode()
 
+    @pytest.mark.usefixtures("transport")
     def test_elsewhere_it_is_created_and_the_engine_runs(self, iii: Any) -> None:
         iii.env["III_CONFIG_PATH"] = str(iii.root / "new.yaml")
         code, said = self.run_engine(iii)
@@ -388,6 +318,7 @@ class TestNewProject:
         assert done.code == 2
         assert "exclude each other" in done.err
 
+    @pytest.mark.usefixtures("transport")
     def test_default_config_writes_no_file(self, iii: Any) -> None:
         check_ran(*self.run_engine(iii, "--use-default-config"))
         assert not iii.config.exists()

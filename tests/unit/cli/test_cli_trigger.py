@@ -16,7 +16,7 @@ import trio
 from iii_core.cli.calling import call, decode, engine_url, invoke, payload, pretty
 from iii_core.cli.state import State
 from iii_core.errors import EngineError, InvalidValue, InvocationError, PluginMissing, UsageError
-from iii_core.project.locate import locate_project
+from iii_core.project.locate import locate_project, write_record
 from iii_core.transport.port import ConnectionRequest, Message, Peer
 
 ENGINE = "workers:\n  - name: iii-worker-manager\n    config: {port: 0}\n"
@@ -76,6 +76,36 @@ class TestWhere:
         assert engine_url(project, "localhost", None) == "ws://localhost:6000"
         assert engine_url(project, "elsewhere", None) == "ws://elsewhere:49134"
         assert engine_url(project, None, 7) == "ws://127.0.0.1:7"
+
+    def test_url_of_a_listener_with_tls(self, tmp_path: Any) -> None:
+        project = locate_project(cwd=tmp_path, environ={})
+        write_record(project, control=tmp_path / "c", port=7000, secure=True)
+        assert engine_url(project, None, None) == "wss://127.0.0.1:7000"
+        assert engine_url(project, "localhost", None) == "wss://localhost:7000"
+        write_record(project, control=tmp_path / "c", port=7000)
+        assert engine_url(project, None, None) == "ws://127.0.0.1:7000"
+
+    @pytest.mark.parametrize(
+        ("address", "port", "url"),
+        [
+            ("wss://h.example:443", None, "wss://h.example:443"),
+            ("wss://h.example:443/", 443, "wss://h.example:443/"),
+            ("ws://h.example", None, "ws://h.example:49134"),
+            ("wss://[::1]", 443, "wss://[::1]:443"),
+            ("wss://h.example/engine?a=b", 1, "wss://h.example:1/engine?a=b"),
+        ],
+    )
+    def test_a_whole_url(self, tmp_path: Any, address: str, port: int | None, url: str) -> None:
+        assert engine_url(locate_project(cwd=tmp_path, environ={}), address, port) == url
+
+    @pytest.mark.parametrize("address", ["http://h", "wss://", "wss://h:99999", "wss://[::1", "://h", "wss://h:x"])
+    def test_what_is_no_url(self, tmp_path: Any, address: str) -> None:
+        with pytest.raises(InvalidValue, match="--address"):
+            engine_url(locate_project(cwd=tmp_path, environ={}), address, None)
+
+    def test_two_ports(self, tmp_path: Any) -> None:
+        with pytest.raises(UsageError, match="contradicts"):
+            engine_url(locate_project(cwd=tmp_path, environ={}), "wss://h:443", 444)
 
     def test_no_transport(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
@@ -158,6 +188,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, shared_engine: Any) -> Ite
     project.close()
 
 
+@pytest.mark.usefixtures("transport")
 class TestEngine:
     def test_result(self, running: Any) -> None:
         for args in (["trigger"], ["t"]):
@@ -206,7 +237,6 @@ class TestEngine:
         (["f", "--port", "0"], 2, "--port '0' is not a number from 1 to 65535"),
         (["f", "--port", "x"], 2, "is not a number"),
         (["f", "--timeout-ms", "-5"], 2, "is not a number"),
-        (["f", "--port", "1"], 1, "[W201]"),
         (["f", "--nope"], 2, "No such option"),
     ],
 )
@@ -217,6 +247,14 @@ def test_command_line(iii: Any, args: list[str], code: int, text: str) -> None:
     assert text in done.err
 
 
+@pytest.mark.usefixtures("transport")
+def test_nobody_listens(iii: Any) -> None:
+    done = iii("trigger", "f", "--port", "1")
+    assert done.code == 1
+    assert "[W201]" in done.err
+    assert [path.name for path in iii.root.iterdir()] == ["home"]
+
+
 def test_help(iii: Any) -> None:
     done = iii("trigger", "--help")
     assert (done.code, done.err) == (0, "")
@@ -224,6 +262,7 @@ def test_help(iii: Any) -> None:
     assert "--function-id" not in done.out
 
 
+@pytest.mark.usefixtures("transport")
 def test_no_answer_in_time(iii: Any) -> None:
     """A peer that takes the connection and says nothing."""
     import socket

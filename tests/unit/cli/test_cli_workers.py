@@ -183,6 +183,18 @@ class TestStartAndStop:
         assert ", ready in " in done.err
         assert "ready" not in engine("worker", "restart", "still", "--no-wait").err
 
+    def test_the_port_must_be_the_engines(self, engine: Any) -> None:
+        assert engine("worker", "start", "still", "--port", "50123").code == 0
+        done = engine("worker", "restart", "still", "--port", "50124")
+        assert done.code == 1
+        assert "[W201] the engine of this project is at port 50123, not 50124" in done.err
+        assert engine("worker", "start", "still", "--port", "x").code == 2
+
+    def test_a_config_file_of_the_worker_is_not_used(self, engine: Any) -> None:
+        done = engine("worker", "start", "still", "--config", "own.yaml")
+        assert done.code == 0
+        assert "warning: --config is not used: still runs in a sandbox" in done.err
+
     def test_a_start_that_takes_too_long_is_a_warning(self, engine: Any) -> None:
         engine("worker", "add", "r/never:1", "--no-wait")
         done = engine("worker", "start", "never")

@@ -92,6 +92,19 @@ def test_a_collision_names_both_plugins() -> None:
     assert caught.value.details["name"] == "x"
 
 
+def test_one_record_is_found_whatever_else_collides() -> None:
+    host = PluginHost.create(
+        installed=False,
+        plugins=[plugin("one", iii_commands=commands("x", "y")), plugin("two", iii_commands=commands("x"))],
+    )
+    found = host.find(Command, "y")
+    assert found is not None
+    assert found.name == "y"
+    assert host.find(Command, "z") is None
+    with pytest.raises(PluginCollision, match=r"'one'.*'two'"):
+        host.find(Command, "x")
+
+
 def test_async_hooks_are_refused_by_name() -> None:
     async def iii_commands() -> Any: ...
 
