@@ -35,6 +35,19 @@ class ImageHints:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageUser:
+    """The account of an image that its ``USER`` means, by the image's own ``/etc/passwd`` and ``/etc/group``.
+
+    Ids are 0 … 2³²-2. ``groups`` are supplementary ones; ``home`` is the account's folder, "" where none is known.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    home: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """An image in the local store, ready to boot.
 
@@ -44,6 +57,7 @@ class Image:
         name: the worker name it suggests (last path segment of the repository).
         size: bytes of the root image on disk.
         hints: None where the image holds no (valid) ``/iii/worker.yaml``.
+        user: whom ``config.user`` means; None where the image doesn't know that name, or its registry didn't look.
     """
 
     reference: str
@@ -53,6 +67,7 @@ class Image:
     root: RootImage
     size: int
     hints: ImageHints | None = None
+    user: ImageUser | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

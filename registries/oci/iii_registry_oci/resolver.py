@@ -124,10 +124,11 @@ class OciResolver(ImageResolver):
             await self._download(reference, resolved, staging, progress, reuse=reuse)
             config, layers = self._check(reference, resolved.manifest, staging)
             root = staging / "root.squashfs"
-            total = 2 * sum(layer.size for layer in layers)
-            raw_hints = await build_root(
+            total = sum(layer.size for layer in layers)
+            built = await build_root(
                 layers,
                 root,
+                user=config.user,
                 limits=self._limits,
                 environ=self._environ,
                 moved=lambda done: progress(
@@ -140,7 +141,8 @@ class OciResolver(ImageResolver):
                 size=root.stat().st_size,
                 platform=str(self._platform),
                 config=config,
-                hints=parse_hints(raw_hints) if raw_hints is not None else None,
+                hints=parse_hints(built.hints) if built.hints is not None else None,
+                user=built.user,
                 blobs=blobs_of(resolved.manifest),
             )
             await trio.to_thread.run_sync(
@@ -191,6 +193,7 @@ class OciResolver(ImageResolver):
             root=RootImage(path=self._store.root_path(stored.digest), format="squashfs", digest=stored.digest),
             size=stored.size,
             hints=stored.hints,
+            user=stored.user,
         )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import trio
 
 from iii_core import errors
+from iii_core.images.port import ImageUser
 from iii_registry_oci.process import read_bounded, running
 
 if TYPE_CHECKING:
@@ -22,22 +24,29 @@ if TYPE_CHECKING:
 
 STALL_SECONDS = 120  # without a sign of progress
 STDERR_MAX = 16 * 1024
-LINE_MAX = 256 * 1024
 _KINDS = (errors.ImageUnsafe, errors.DigestMismatch, errors.StorageFull, errors.SpawnError, errors.ImageError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltRoot:
+    """What the image says by its files: ``/iii/worker.yaml``, and whom its ``User`` means (None: it is unknown)."""
+
+    hints: bytes | None
+    user: ImageUser | None
 
 
 async def build_root(
     layers: Sequence[Layer],
     output: Path,
     *,
+    user: str,
     limits: Limits,
     environ: Mapping[str, str],
     moved: Callable[[int], None],
-) -> bytes | None:
-    """Merge ``layers`` (base first) into the squashfs image ``output``; gives the image's ``/iii/worker.yaml``.
+) -> BuiltRoot:
+    """Merge ``layers`` (base first) into the squashfs image ``output``; ``user`` is the ``User`` of its configuration.
 
-    ``moved`` is told the bytes read so far: twice the layers' sizes in the end. Cancelling leaves an incomplete
-    ``output``.
+    ``moved`` is told the bytes read so far: the layers' sizes in the end. Cancelling leaves an incomplete ``output``.
 
     Raises:
         ImageUnsafe, DigestMismatch, StorageFull, SpawnError, ImageError: as the building process says.
@@ -45,6 +54,7 @@ async def build_root(
     request = {
         "layers": [{**asdict(layer), "path": str(layer.path)} for layer in layers],
         "output": str(output),
+        "user": user,
         "limits": asdict(limits),
     }
     command = [sys.executable, "-m", "iii_registry_oci.layers.build"]
@@ -96,12 +106,14 @@ async def _follow(stdout: trio.abc.ReceiveStream, moved: Callable[[int], None]) 
                 answer = message
 
 
-def _outcome(answer: Mapping[str, Any] | None, status: int | None, stderr: bytes) -> bytes | None:
+def _outcome(answer: Mapping[str, Any] | None, status: int | None, stderr: bytes) -> BuiltRoot:
     if answer is None:
         raise errors.ImageError(f"Building the root image made no progress for {STALL_SECONDS} seconds")
     if "result" in answer:
-        manifest = answer["result"]["manifest"]
-        return None if manifest is None else base64.b64decode(manifest)
+        hints, user = answer["result"]["hints"], answer["result"]["user"]
+        return BuiltRoot(
+            hints=None if hints is None else base64.b64decode(hints), user=msgspec.convert(user, ImageUser | None)
+        )
     if "error" in answer:
         error = answer["error"]
         kind = next((kind for kind in _KINDS if kind.__name__ == error["kind"]), errors.ImageError)

@@ -26,19 +26,23 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import msgspec
 import trio
 
-from iii_core.images.port import ImageConfig, ImageHints
+from iii_core.images.port import ImageConfig, ImageHints, ImageUser
 from iii_registry_oci.manifest import Manifest, Platform, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterable
 
 LOCK_POLL_SECONDS = 0.05
-FORMAT = 1
+FORMAT = 2
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
 class StoredImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``roots/HEX.json``. ``size`` is the root image's; ``blobs`` are the digests it was made from."""
+    """``roots/HEX.json``.
+
+    ``size`` is the root image's; ``user`` is whom its configuration's ``User`` means by the image's own files, None if
+    they don't know; ``blobs`` are the digests it was made from.
+    """
 
     format: int
     digest: str
@@ -46,6 +50,7 @@ class StoredImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     platform: str
     config: ImageConfig
     hints: ImageHints | None
+    user: ImageUser | None
     blobs: tuple[str, ...]
 
 

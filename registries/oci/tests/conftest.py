@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import pytest
 from iii_registry_oci.layers.blob import Layer
+from iii_registry_oci.layers.build import WANTED
 from iii_registry_oci.layers.limits import Limits
 from iii_registry_oci.layers.merge import Merged, merge
 from iii_registry_oci.resolver import OciResolver, open_resolver
@@ -71,7 +72,9 @@ def merge_layers(tmp_path: Path) -> Merge:
             return output.write
 
         try:
-            merged = merge(layers, limits=limits or Limits(), scratch=scratch, moved=lambda _: None, begin=begin)
+            merged = merge(
+                layers, limits=limits or Limits(), scratch=scratch, moved=lambda _: None, begin=begin, wanted=WANTED
+            )
         finally:
             assert list(scratch.iterdir()) == []
         output.seek(0)

@@ -1,13 +1,16 @@
-"""Reading a layer: decompressed on the fly, bounded, and true to both of its digests.
+"""Unpacking layers: each is read once, decompressed into a `Spool`, and true to both of its digests.
 
-Nothing that a `LayerReader` hands out is known to be true before its ``finish`` returned.
+Layers are unpacked in threads, several at once: reading, hashing and decompressing all let go of the interpreter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -16,11 +19,13 @@ import zstandard
 from iii_core.errors import DigestMismatch, ImageUnsafe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from iii_registry_oci.layers.limits import Limits
+    from iii_registry_oci.layers.spool import Spool
 
+THREADS_MAX = 4
 CHUNK = 256 * 1024
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's word for "a gzip member"
@@ -39,22 +44,24 @@ class Layer:
 
 
 class Budget:
-    """What is left of an image's limits; its layers share one."""
+    """What is left of an image's limits; its layers share one. Bytes may be spent by several threads at once."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._bytes = limits.total
         self._entries = limits.entries
+        self._lock = threading.Lock()
 
     def spend_bytes(self, count: int) -> None:
         """Raises `ImageUnsafe` once the layers hold more bytes than an image may."""
-        self._bytes -= count
-        if self._bytes < 0:
-            raise ImageUnsafe(f"The image's layers unpack to more than {self.limits.total} bytes", hint=_HINT)
+        with self._lock:
+            self._bytes -= count
+            if self._bytes < 0:
+                raise ImageUnsafe(f"The image's layers unpack to more than {self.limits.total} bytes", hint=_HINT)
 
-    def spend_entry(self) -> None:
+    def spend_entries(self, count: int = 1) -> None:
         """Raises `ImageUnsafe` once the layers hold more entries than an image may."""
-        self._entries -= 1
+        self._entries -= count
         if self._entries < 0:
             raise ImageUnsafe(f"The image's layers hold more than {self.limits.entries} entries", hint=_HINT)
 
@@ -62,135 +69,106 @@ class Budget:
 _HINT = "such an image is not unpacked; ask its author what is in it"
 
 
-class LayerReader:
-    """The tar archive in a layer, from its beginning to its end.
+class Unpacker:
+    """Unpacks the layers of an image.
 
     Args:
-        blob: the stored blob, at its beginning.
-        layer: what it should be.
-        budget: what the image may still unpack to.
-        moved: told the blob's bytes read since it was last told.
-        check: keep what `finish` needs; False for reading what was checked before.
+        budget: what the image may unpack to.
+        moved: told the blobs' bytes read since it was last told; called from several threads.
     """
 
-    def __init__(
-        self, blob: IO[bytes], layer: Layer, budget: Budget, moved: Callable[[int], None], *, check: bool = True
-    ) -> None:
-        self._blob = blob
-        self._layer = layer
+    def __init__(self, budget: Budget, moved: Callable[[int], None]) -> None:
         self._budget = budget
         self._moved = moved
+        self._abandoned = False
+
+    def unpack(self, layers: Sequence[Layer], spools: Sequence[Spool]) -> None:
+        """Fill the layers' spools. All digests are checked when it returns.
+
+        Raises:
+            ImageUnsafe, DigestMismatch: of the lowest layer that fails; the work on the others is given up then.
+        """
+        with ThreadPoolExecutor(min(len(layers), os.cpu_count() or 1, THREADS_MAX)) as threads:
+            pending = [threads.submit(self._unpack_layer, *pair) for pair in zip(layers, spools, strict=True)]
+            try:
+                for layer in pending:
+                    layer.result()
+            finally:
+                self._abandoned = True
+                threads.shutdown(cancel_futures=True)
+
+    def _unpack_layer(self, layer: Layer, spool: Spool) -> None:
+        limits = self._budget.limits
+        ceiling = max(limits.ratio_floor, limits.ratio * layer.size)
+        plain = hashlib.sha256()
+        with layer.path.open("rb") as file:
+            blob = _Blob(file, layer, self._moved)
+            try:
+                for chunk in _decode(blob.chunks):
+                    plain.update(chunk)
+                    spool.append(chunk)
+                    self._budget.spend_bytes(len(chunk))
+                    if spool.size > ceiling:
+                        raise ImageUnsafe(
+                            f"Layer {layer.digest} unpacks to more than {limits.ratio} times its size", hint=_HINT
+                        )
+                    if self._abandoned:
+                        return
+            except (zlib.error, zstandard.ZstdError, EOFError) as error:
+                blob.finish()  # a damaged layer is told by its digest, which says more than where reading it failed
+                raise ImageUnsafe(f"Layer {layer.digest} is not well compressed: {error}") from error
+            blob.finish()
+        _compare("The archive in layer", layer, layer.diff_id, plain.hexdigest())
+
+
+class _Blob:
+    """A layer's blob in chunks, none of them more than its size allows."""
+
+    def __init__(self, file: IO[bytes], layer: Layer, moved: Callable[[int], None]) -> None:
+        self._file = file
+        self._layer = layer
+        self._moved = moved
         self._packed = hashlib.sha256()
-        self._plain = hashlib.sha256()
-        self._check = check
         self._size = 0
-        self._unpacked = 0
-        self._blob_chunks = self._read_blob()
-        self._chunks = self._unpack()
-        self._chunk = b""
-        self._at = 0
-        self.position = 0
-
-    def read(self, count: int) -> bytes:
-        """Exactly ``count`` bytes, or fewer where the archive ends."""
-        end = self._at + count
-        if end <= len(self._chunk):  # nearly always
-            data = self._chunk[self._at : end]
-            self._at = end
-            self.position += count
-            return data
-        return b"".join(self.pieces(count))
-
-    def pieces(self, count: int) -> Iterator[bytes]:
-        """The next ``count`` bytes in pieces of at most 1 MiB; fewer where the archive ends."""
-        while count and (self._at < len(self._chunk) or self._next()):
-            piece = self._chunk[self._at : self._at + count]
-            self._at += len(piece)
-            self.position += len(piece)
-            count -= len(piece)
-            yield piece
-
-    def skip(self, count: int) -> bool:
-        """Pass over ``count`` bytes; False where the archive ends before."""
-        while count:
-            left = len(self._chunk) - self._at
-            if not left:
-                if not self._next():
-                    return False
-                continue
-            step = min(left, count)
-            self._at += step
-            self.position += step
-            count -= step
-        return True
+        self.chunks = self._read()
 
     def finish(self) -> None:
-        """Read to the end and check size and digests. Raises `DigestMismatch`."""
-        while self._next():
-            pass
-        self.check_blob()
-        self._compare("The archive in layer", self._layer.diff_id, self._plain.hexdigest())
-
-    def check_blob(self) -> None:
-        """Read the rest of the blob, packed, and check it; the archive cannot be read on after that.
-
-        For telling a damaged blob from a hostile one. Raises `DigestMismatch`.
-        """
-        for _ in self._blob_chunks:
+        """Read what is left, and check all. Raises `DigestMismatch`."""
+        for _ in self.chunks:
             pass
         if self._size != self._layer.size:
             raise DigestMismatch(
                 f"Layer {self._layer.digest} has {self._size} bytes where its manifest says {self._layer.size}"
             )
-        self._compare("Layer", self._layer.digest, self._packed.hexdigest())
+        _compare("Layer", self._layer, self._layer.digest, self._packed.hexdigest())
 
-    def _compare(self, what: str, expected: str, actual: str) -> None:
-        if expected != f"sha256:{actual}":
-            raise DigestMismatch(f"{what} {self._layer.digest} has the digest sha256:{actual}, expected {expected}")
-
-    def _next(self) -> bool:
-        self._chunk, self._at = next(self._chunks, b""), 0
-        return bool(self._chunk)
-
-    def _unpack(self) -> Iterator[bytes]:
-        limits = self._budget.limits
-        ceiling = max(limits.ratio_floor, limits.ratio * self._layer.size)
-        for chunk in self._decode():
-            self._unpacked += len(chunk)
-            if self._unpacked > ceiling:
-                raise ImageUnsafe(
-                    f"Layer {self._layer.digest} unpacks to more than {limits.ratio} times its size", hint=_HINT
-                )
-            self._budget.spend_bytes(len(chunk))
-            if self._check:
-                self._plain.update(chunk)
-            yield chunk
-
-    def _decode(self) -> Iterator[bytes]:
-        """By the first bytes, as other tools do: media types are often wrong about the compression."""
-        first = next(self._blob_chunks, b"")
-        try:
-            if first.startswith(_GZIP_MAGIC):
-                yield from _gunzip(first, self._blob_chunks)
-            elif first.startswith(_ZSTD_MAGIC):
-                yield from _unzstd(first, self._blob_chunks)
-            elif first:
-                yield first
-                yield from self._blob_chunks
-        except (zlib.error, zstandard.ZstdError, EOFError) as error:
-            raise ImageUnsafe(f"Layer {self._layer.digest} is not well compressed: {error}") from error
-
-    def _read_blob(self) -> Iterator[bytes]:
-        while chunk := self._blob.read(CHUNK):
+    def _read(self) -> Iterator[bytes]:
+        while chunk := self._file.read(CHUNK):
             self._size += len(chunk)
             if self._size > self._layer.size:
                 raise DigestMismatch(
                     f"Layer {self._layer.digest} has more than the {self._layer.size} bytes of its manifest"
                 )
-            if self._check:
-                self._packed.update(chunk)
+            self._packed.update(chunk)
             self._moved(len(chunk))
             yield chunk
+
+
+def _compare(what: str, layer: Layer, expected: str, actual: str) -> None:
+    if expected != f"sha256:{actual}":
+        raise DigestMismatch(f"{what} {layer.digest} has the digest sha256:{actual}, expected {expected}")
+
+
+def _decode(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """By the first bytes, as other tools do: media types are often wrong about the compression."""
+    first = next(chunks, b"")
+    if first.startswith(_GZIP_MAGIC):
+        yield from _gunzip(first, chunks)
+    elif first.startswith(_ZSTD_MAGIC):
+        yield from _unzstd(first, chunks)
+    elif first:
+        yield first
+        yield from chunks
 
 
 def _gunzip(data: bytes, more: Iterator[bytes]) -> Iterator[bytes]:

@@ -3,8 +3,9 @@
 It is a process of its own because reading headers by the ten thousand would hold up an event loop, because its memory
 can be bounded, and because killing its process group cancels it at any point, ``sqfstar`` included.
 
-One JSON object on stdin (`Request`); JSON lines on stdout: ``{"moved": BYTES}`` …, then ``{"result": {…}}`` or
-``{"error": {…}}`` with the name of an error of `iii_core.errors`.
+One JSON object on stdin: ``layers`` (as `Layer`), ``output``, ``limits`` (as `Limits`), ``user`` (as the image's
+configuration has it). JSON lines on stdout: ``{"moved": BYTES}`` …, then ``{"result": {…}}`` or ``{"error": {…}}`` with
+the name of an error of `iii_core.errors`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from iii_core.errors import IIIError, ImageError, SpawnError, StorageFull
+from iii_registry_oci import accounts
 from iii_registry_oci.layers.blob import Layer
 from iii_registry_oci.layers.entry import Entry
 from iii_registry_oci.layers.limits import MIB, Limits
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
 MEMORY = 3 * 1024 * MIB  # address space of this process and of sqfstar, each
 SQFSTAR_MEMORY = "256M"
 REPORT_EVERY = 4 * MIB
+HINTS = b"iii/worker.yaml"
+HINTS_MAX = 64 * 1024
+WANTED = {HINTS: HINTS_MAX, accounts.PASSWD: accounts.FILE_MAX, accounts.GROUP: accounts.FILE_MAX}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -114,21 +121,24 @@ def build(request: dict[str, Any], report: Callable[[int], None]) -> dict[str, A
             scratch=output.parent,
             moved=report,
             begin=squashfs.begin,
+            wanted=WANTED,
         )
     except BrokenPipeError:
         squashfs.finish()  # tells why sqfstar gave up
         raise
     squashfs.finish()
-    return _result(merged)
+    return _result(merged, request["user"])
 
 
-def _result(merged: Merged) -> dict[str, Any]:
-    manifest = None if merged.manifest is None else base64.b64encode(merged.manifest).decode()
+def _result(merged: Merged, user: str) -> dict[str, Any]:
+    hints = merged.files.get(HINTS)
+    found = accounts.resolve_user(user, merged.files.get(accounts.PASSWD, b""), merged.files.get(accounts.GROUP, b""))
     return {
         "entries": merged.entries,
         "data": merged.data,
         "left_out": merged.left_out,
-        "manifest": manifest,
+        "hints": None if hints is None else base64.b64encode(hints).decode(),
+        "user": found and asdict(found),
     }
 
 
@@ -142,17 +152,19 @@ def _describe(error: IIIError) -> dict[str, Any]:
 
 
 class _Reporter:
-    """Reports bytes, a few megabytes at a time."""
+    """Reports bytes, a few megabytes at a time; several threads may call it."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._moved = self._reported = 0
+        self._lock = threading.Lock()
 
     def __call__(self, moved: int) -> None:
-        self._moved += moved
-        if self._moved - self._reported >= REPORT_EVERY:
-            self._reported = self._moved
-            print(json.dumps({"moved": self._moved}), file=self._stream, flush=True)
+        with self._lock:
+            self._moved += moved
+            if self._moved - self._reported >= REPORT_EVERY:
+                self._reported = self._moved
+                print(json.dumps({"moved": self._moved}), file=self._stream, flush=True)
 
 
 if __name__ == "__main__":

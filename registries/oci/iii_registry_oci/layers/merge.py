@@ -1,22 +1,22 @@
-"""From layers to one tar stream, in two passes; memory grows with the entries of the image, not with its bytes.
+"""From layers to one tar stream; memory grows with the entries of the image, not with its bytes.
 
-The first pass reads every header and checks every digest, so nothing that the second one writes is unchecked. The
-second one copies the data of the files that are left, layer by layer, in the order in which it finds them.
+Every layer is unpacked into a spool while its digests are checked, its entries are counted and then applied to a tree,
+and what the tree holds in the end is written. So nothing is written that is unchecked, and no blob is read twice.
 """
 
 from __future__ import annotations
 
-import marshal
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from iii_core.errors import ImageUnsafe
 from iii_registry_oci.layers import tarwrite
-from iii_registry_oci.layers.blob import Budget, Layer, LayerReader
+from iii_registry_oci.layers.blob import Budget, Layer, Unpacker
 from iii_registry_oci.layers.entry import Entry, Kind, printable, unsafe_entry
-from iii_registry_oci.layers.tarread import read_entries
+from iii_registry_oci.layers.spool import Spool
+from iii_registry_oci.layers.tarread import count_headers, read_entries
 from iii_registry_oci.layers.tree import Node, Tree, is_whiteout
 
 if TYPE_CHECKING:
@@ -24,53 +24,15 @@ if TYPE_CHECKING:
 
     from iii_registry_oci.layers.limits import Limits
 
-MANIFEST = b"iii/worker.yaml"
-MANIFEST_MAX = 64 * 1024
-_BATCH = 1000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """What the streamed image holds: entries, bytes of files, nodes left out, and its ``/iii/worker.yaml``."""
+    """What the streamed image holds: entries, bytes of files, nodes left out, and the wanted files that it has."""
 
     entries: int
     data: int
     left_out: int
-    manifest: bytes | None
-
-
-class EntryLog:
-    """The entries of one layer, kept in a file until the whole image is known to be within its limits."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
-        self._batch: list[tuple[object, ...]] = []
-        self.whiteouts = False
-
-    def append(self, entry: Entry, *, whiteout: bool) -> None:
-        """Add an entry."""
-        self.whiteouts = self.whiteouts or whiteout
-        self._batch.append((whiteout, int(entry.kind), *entry[1:]))
-        if len(self._batch) == _BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not written yet."""
-        marshal.dump(self._batch, self._file)
-        self._batch = []
-
-    def read(self, *, whiteouts: bool) -> Iterator[Entry]:
-        """The whiteouts, or all others, in order."""
-        end = self._file.seek(0, 2)
-        self._file.seek(0)
-        while self._file.tell() < end:
-            for whiteout, kind, *rest in marshal.load(self._file):  # noqa: S302 (our own file, never outside this process)
-                if whiteout is whiteouts:
-                    yield Entry(Kind(kind), *rest)
-
-    def close(self) -> None:
-        """Drop the file."""
-        self._file.close()
+    files: Mapping[bytes, bytes]
 
 
 def merge(
@@ -80,124 +42,107 @@ def merge(
     scratch: Path,
     moved: Callable[[int], None],
     begin: Callable[[Entry, int], Callable[[bytes], object]],
+    wanted: Mapping[bytes, int],
 ) -> Merged:
     """Merge ``layers`` (base first) and write the result as a tar archive.
 
     Args:
-        layers: each is opened and read twice.
+        layers: each is opened and read once.
         limits: what the image may hold.
-        scratch: a folder for nameless temporary files.
-        moved: told the bytes of the blobs read since it was last told; twice their sizes in the end.
+        scratch: a folder for nameless temporary files, as large together as the layers' archives.
+        moved: told the bytes of the blobs read since it was last told, by several threads.
         begin: called once all headers and digests are checked, with the root directory and the latest modification
             time; gives where to write.
+        wanted: paths of files whose content is wanted too, and the most bytes that they may have.
 
     Raises:
-        ImageUnsafe, DigestMismatch: before ``begin`` is called.
+        ImageUnsafe, DigestMismatch: before ``begin`` is called, but for a path that is too long by way of links.
     """
     budget = Budget(limits)
-    tree = _build_tree(layers, budget, scratch, moved)
-    write = begin(tree.root.entry, tree.newest)
-    plan = _Plan(tree, len(layers), limits, write)
-    for index, layer in enumerate(layers):
-        with layer.path.open("rb") as blob:
-            plan.copy(LayerReader(blob, layer, Budget(limits), moved, check=False), index)
-    write(tarwrite.END)
-    return plan.result()
-
-
-def _build_tree(layers: Sequence[Layer], budget: Budget, scratch: Path, moved: Callable[[int], None]) -> Tree:
-    logs = [EntryLog(scratch) for _ in layers]
-    labels = [f"Layer {index} ({layer.digest[:19]}…)" for index, layer in enumerate(layers, 1)]
-    try:
-        for layer, log, label in zip(layers, logs, labels, strict=True):
-            with layer.path.open("rb") as blob:
-                _scan(LayerReader(blob, layer, budget, moved), budget, label, log)
-        tree = Tree(budget)
-        for log, label in zip(logs, labels, strict=True):
-            tree.begin_layer(label)
-            if log.whiteouts:
-                for entry in log.read(whiteouts=True):
-                    tree.remove(entry)
-            for entry in log.read(whiteouts=False):
-                tree.apply(entry)
-        return tree
-    finally:
-        for log in logs:
-            log.close()
-
-
-def _scan(reader: LayerReader, budget: Budget, label: str, log: EntryLog) -> None:
-    try:
-        for entry in read_entries(reader, budget, label):
-            try:
-                whiteout = is_whiteout(entry)
-            except ValueError as error:
-                raise unsafe_entry(label, entry.path, str(error)) from None
-            log.append(entry, whiteout=whiteout)
-        log.flush()
-        reader.finish()
-    except ImageUnsafe:
-        reader.check_blob()  # a damaged layer is told by its digest, which says more than where reading it failed
-        raise
-
-
-class _Plan:
-    """What to write when: names and links now, data as the layers come by."""
-
-    def __init__(self, tree: Tree, layers: int, limits: Limits, write: Callable[[bytes], object]) -> None:
-        self._write = write
-        self._files: list[dict[int, tuple[Node, list[bytes]]]] = [{} for _ in range(layers)]
-        self._manifest_node = tree.find(MANIFEST)
-        self._manifest: bytes | None = None
-        self._entries = self._bytes = self._left_out = 0
-        links: dict[int, bytes] = {}
+    with ExitStack() as open_spools:
+        spools = [open_spools.enter_context(closing(Spool(scratch))) for _ in layers]
+        Unpacker(budget, moved).unpack(layers, spools)
+        labels = [f"Layer {index} ({layer.digest[:19]}…)" for index, layer in enumerate(layers, 1)]
+        tree = _build_tree(spools, labels, budget)
+        found = {path: _content(tree, spools, path, most) for path, most in wanted.items()}
+        writer = _Writer(spools, limits, begin(tree.root.entry, tree.newest))
         for path, node in tree.walk():
-            if len(path) > limits.path:
-                raise ImageUnsafe(f"The path '{printable(path)}' has {len(path)} bytes (at most {limits.path})")
-            self._place(path, node, links)
+            writer.add(path, node)
+        return writer.finish({path: data for path, data in found.items() if data is not None})
 
-    def _place(self, path: bytes, node: Node, links: dict[int, bytes]) -> None:
+
+def _build_tree(spools: Sequence[Spool], labels: Sequence[str], budget: Budget) -> Tree:
+    expected = Budget(budget.limits)
+    for spool in spools:  # before any entry is kept: a bomb of them shall cost no memory
+        expected.spend_entries(count_headers(spool, budget.limits.entries))
+    tree = Tree(budget)
+    for spool, label in zip(spools, labels, strict=True):
+        tree.begin_layer(label)
+        for entry in _without_whiteouts(spool, budget, label, tree):
+            tree.apply(entry)
+    return tree
+
+
+def _without_whiteouts(spool: Spool, budget: Budget, label: str, tree: Tree) -> list[Entry]:
+    """The entries of a layer, once its whiteouts removed what lower layers had."""
+    entries: list[Entry] = []
+    for entry in read_entries(spool, budget, label):
+        try:
+            whiteout = is_whiteout(entry)
+        except ValueError as error:
+            raise unsafe_entry(label, entry.path, str(error)) from None
+        if whiteout:
+            tree.remove(entry)
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _content(tree: Tree, spools: Sequence[Spool], path: bytes, most: int) -> bytes | None:
+    node = tree.find(path)
+    if node is None or node.entry.kind is not Kind.FILE or node.entry.size > most:
+        return None
+    return spools[node.layer].read(node.entry.offset, node.entry.size)
+
+
+class _Writer:
+    """Writes a tree."""
+
+    def __init__(self, spools: Sequence[Spool], limits: Limits, write: Callable[[bytes], object]) -> None:
+        self._spools = spools
+        self._limits = limits
+        self._write = write
+        self._links: dict[int, bytes] = {}
+        self._entries = self._bytes = self._left_out = 0
+
+    def add(self, path: bytes, node: Node) -> None:
+        """Write one name."""
+        if len(path) > self._limits.path:
+            raise ImageUnsafe(
+                f"The path '{printable(path)}' has {len(path)} bytes (at most {self._limits.path})",
+                hint="the image is damaged or hostile; nothing of it was stored",
+            )
         kind = node.entry.kind
         if kind is Kind.SPECIAL:
             self._left_out += 1
             return
         self._entries += 1
-        if kind is Kind.FILE:
-            self._files[node.layer].setdefault(node.entry.offset, (node, []))[1].append(path)
-        elif kind is Kind.DIRECTORY:
-            self._write(tarwrite.header(path, node.entry))
-        else:
-            first = links.setdefault(id(node), path)
-            self._write(tarwrite.header(path, node.entry) if first is path else tarwrite.hard_link(path, first))
-
-    def copy(self, reader: LayerReader, layer: int) -> None:
-        """Write the files whose data is in this layer. Raises `ImageUnsafe` if the layer changed meanwhile."""
-        files = self._files[layer]
-        for offset in sorted(files):
-            node, paths = files.pop(offset)
-            if not reader.skip(offset - reader.position):
-                raise ImageUnsafe(f"Layer {layer + 1} became shorter while it was read")
-            self._copy_file(reader, node, paths)
-
-    def _copy_file(self, reader: LayerReader, node: Node, paths: Iterable[bytes]) -> None:
-        first, *others = paths
-        size = node.entry.size
-        self._write(tarwrite.header(first, node.entry))
-        keep: list[bytes] = []
-        for piece in reader.pieces(size):
-            self._write(piece)
-            size -= len(piece)
-            if node is self._manifest_node and node.entry.size <= MANIFEST_MAX:
-                keep.append(piece)
-        if size:
-            raise ImageUnsafe("A layer became shorter while it was read")
-        self._write(tarwrite.padding(node.entry.size))
-        for path in others:
+        first = self._links.setdefault(id(node), path) if node.shared else path
+        if first is not path:
             self._write(tarwrite.hard_link(path, first))
-        self._bytes += node.entry.size
-        if node is self._manifest_node and node.entry.size <= MANIFEST_MAX:
-            self._manifest = b"".join(keep)
+            return
+        self._write(tarwrite.header(path, node.entry))
+        if node.entry.size:
+            self._copy(node)
 
-    def result(self) -> Merged:
-        """What was written."""
-        return Merged(entries=self._entries, data=self._bytes, left_out=self._left_out, manifest=self._manifest)
+    def _copy(self, node: Node) -> None:
+        size = node.entry.size
+        for piece in self._spools[node.layer].pieces(node.entry.offset, size):
+            self._write(piece)
+        self._write(tarwrite.padding(size))
+        self._bytes += size
+
+    def finish(self, files: Mapping[bytes, bytes]) -> Merged:
+        """End the archive."""
+        self._write(tarwrite.END)
+        return Merged(entries=self._entries, data=self._bytes, left_out=self._left_out, files=files)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 _DECIMAL = re.compile(rb"[0-9]{1,20}\Z")
 _TIME = re.compile(rb"(-?[0-9]{1,20})(?:\.[0-9]*)?\Z")
 _XATTR = b"SCHILY.xattr."
+_RECORDS_MAX = 256  # of one header; tools write fewer than ten
 
 # Of extended attributes those are kept that mean something to a worker. ``trusted.overlay.*`` and ``user.overlay.*``
 # would direct the overlay file system that the image becomes part of; the rest of ``trusted`` and ``security`` (SELinux
@@ -23,8 +24,11 @@ class Malformed(ValueError):
 def parse(data: bytes) -> dict[bytes, bytes]:
     """The records of an extended header. Of two records with one key the later counts. Raises `Malformed`."""
     records: dict[bytes, bytes] = {}
-    at = 0
+    at = count = 0
     while at < len(data):
+        count += 1
+        if count > _RECORDS_MAX:
+            raise Malformed(f"has an extended header of more than {_RECORDS_MAX} records")
         space = data.find(b" ", at, at + 21)
         if space < 0 or not _DECIMAL.match(data[at:space]):
             raise Malformed("has an extended header without a length")
@@ -58,15 +62,14 @@ def size(records: Mapping[bytes, bytes], plain: int) -> int:
     return int(value)
 
 
-def number(records: Mapping[bytes, bytes], key: bytes, plain: int, most: int) -> int:
-    """The record ``key`` as a number, else ``plain``; at most ``most``."""
+def number(records: Mapping[bytes, bytes], key: bytes, plain: int) -> int:
+    """The record ``key`` as a number, else ``plain``."""
     value = records.get(key)
-    if value is not None and not _DECIMAL.match(value):
+    if value is None:
+        return plain
+    if not _DECIMAL.match(value):
         raise Malformed(f"has no number for its {key.decode()}")
-    found = plain if value is None else int(value)
-    if found > most:
-        raise Malformed(f"has the {key.decode()} {found} (at most {most})")
-    return found
+    return int(value)
 
 
 def time(records: Mapping[bytes, bytes], plain: int) -> int:

@@ -25,15 +25,17 @@ MAX_HOPS = 40  # Linux: MAXSYMLINKS
 class Node:
     """A file, directory or link of the merged image; hard links share one.
 
-    ``layer`` and ``entry`` say where its metadata and data come from; ``children`` is a directory's content.
+    ``layer`` and ``entry`` say where its metadata and data come from; ``children`` is a directory's content; ``shared``
+    tells that it has, or had, several names.
     """
 
-    __slots__ = ("children", "entry", "layer")
+    __slots__ = ("children", "entry", "layer", "shared")
 
     def __init__(self, layer: int, entry: Entry) -> None:
         self.layer = layer
         self.entry = entry
         self.children: dict[bytes, Node] = {}
+        self.shared = False
 
 
 def implicit_directory() -> Entry:
@@ -130,6 +132,7 @@ class Tree:
             raise self._unsafe(entry, f"is a hard link to '{printable(entry.link)}', which is not there (yet)")
         if node.entry.kind is Kind.DIRECTORY:
             raise self._unsafe(entry, f"is a hard link to the directory '{printable(entry.link)}'")
+        node.shared = True
         return node
 
     def _directory(self, entry: Entry, path: bytes, *, create: bool) -> Node | None:
@@ -168,7 +171,7 @@ class Tree:
         return trail[-1]
 
     def _make_directory(self) -> Node:
-        self._budget.spend_entry()  # else one entry could make thousands, through symbolic links
+        self._budget.spend_entries()  # else one entry could make thousands, through symbolic links
         return Node(self._layer, implicit_directory())
 
     def _unsafe(self, entry: Entry, reason: str) -> ImageUnsafe:
