@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from typing import Final
 
 import trio
 
-from iii_core.errors import BootFailed, BootTimeout, LinkClosed, LinkError, ProcessSpawnError
+from iii_core.errors import BootFailed, BootTimeout, LinkClosed, LinkError, ProcessSpawnError, UnsupportedOperation
 from iii_core.link.handshake import shake_hands
 from iii_core.link.limits import LinkLimits
 from iii_core.link.mux import Closed, Data, Eof, Message, Mux, MuxStream, Role, open_mux
@@ -56,6 +58,7 @@ STDIN: Final = 0
 STDOUT: Final = 1
 STDERR: Final = 2
 MAX_TUNNELS: Final = 200
+ENTROPY_BYTES: Final = 64
 ServeTunnel = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
@@ -254,6 +257,17 @@ class Agent:
             return
         await self._mux.wait_closed()
 
+    async def resume(self) -> None:
+        """Say that the machine stood still: its clock is set and its random number generator seeded anew.
+
+        Elsewhere than in a machine of its own it does nothing. `open_agent` has the same effect. Raises
+        `UnsupportedOperation` with an agent that cannot, `LinkError`.
+        """
+        if not self.ready.features & wire.Feature.RESUME:
+            raise UnsupportedOperation("the guest agent of this sandbox is too old to be resumed")
+        entropy = secrets.token_bytes(ENTROPY_BYTES)
+        await self._control.send_message(wire.encode_resume(clock_ns=time.time_ns(), entropy=entropy))
+
     async def wait_closed(self) -> None:
         """Wait until the link has ended, whyever. `check` tells."""
         await self._mux.wait_closed()
@@ -283,7 +297,8 @@ async def open_agent(
             connection's end, anything else ends this scope.
         hostname: set it inside.
         timeouts: how long to wait for what.
-        resync: the stream has served another connection before (it is a port of a virtual machine).
+        resync: the stream may have served another connection before (a port of a virtual machine that is connected
+            to anew).
 
     Raises:
         BootTimeout: no agent answers in time.
@@ -310,7 +325,13 @@ async def open_agent(
         open_service_nursery() as nursery,
     ):
         control = await mux.open(
-            wire.encode_configure(ports=tunnel_ports, dead_man=timeouts.dead_man, hostname=hostname)
+            wire.encode_configure(
+                ports=tunnel_ports,
+                dead_man=timeouts.dead_man,
+                clock_ns=time.time_ns(),
+                entropy=secrets.token_bytes(ENTROPY_BYTES),
+                hostname=hostname,
+            )
         )
         try:
             with trio.fail_at(deadline):

@@ -33,6 +33,13 @@ class Kind(enum.IntEnum):
     READY = 32
     CONNECTION = 33
     POWER_OFF = 34
+    RESUME = 35
+
+
+class Feature(enum.IntFlag):
+    """What an agent can do beyond the first version: bits of ``READY``."""
+
+    RESUME = 1 << 0
 
 
 class Tag(enum.IntEnum):
@@ -41,6 +48,8 @@ class Tag(enum.IntEnum):
     PORT = 1
     HOSTNAME = 2
     DEAD_MAN_MS = 3
+    CLOCK_NS = 4
+    ENTROPY = 5
     ARG = 1
     ENV = 2
     CWD = 3
@@ -165,9 +174,16 @@ def encode(kind: Kind, fields: Iterable[Field] = ()) -> bytes:
     return b"".join(parts)
 
 
-def encode_configure(*, ports: Sequence[int], dead_man: float, hostname: str | None = None) -> bytes:
-    """`OPEN` of the control stream; ``dead_man`` in seconds, 0 for never."""
-    fields: list[Field] = [(Tag.PORT, port) for port in ports]
+def encode_configure(
+    *, ports: Sequence[int], dead_man: float, clock_ns: int, entropy: bytes, hostname: str | None = None
+) -> bytes:
+    """`OPEN` of the control stream.
+
+    ``dead_man`` in seconds, 0 for never; ``clock_ns`` is the time of day in nanoseconds since 1970; ``entropy`` 1 … 512
+    random bytes that nobody else knows.
+    """
+    fields: list[Field] = [(Tag.CLOCK_NS, clock_ns), (Tag.ENTROPY, entropy)]
+    fields += [(Tag.PORT, port) for port in ports]
     fields.append((Tag.DEAD_MAN_MS, _milliseconds(dead_man)))
     if hostname is not None:
         fields.append((Tag.HOSTNAME, hostname))
@@ -212,6 +228,11 @@ def encode_signal(number: int) -> bytes:
 def encode_power_off(grace: float) -> bytes:
     """A message on the control stream."""
     return encode(Kind.POWER_OFF, [(Tag.GRACE_MS, _milliseconds(grace))])
+
+
+def encode_resume(*, clock_ns: int, entropy: bytes) -> bytes:
+    """A message on the control stream; values as for `encode_configure`."""
+    return encode(Kind.RESUME, [(Tag.CLOCK_NS, clock_ns), (Tag.ENTROPY, entropy)])
 
 
 def encode_tunnel(connection_id: int) -> bytes:

@@ -1,23 +1,25 @@
-"""The guest agent that is the init of every sandbox, as a program for this machine's architecture."""
+"""What sandboxes run inside, and what machines boot: the guest agent, kernel, initramfs, disk.
+
+`agent_path` is the agent for every backend. Backends of virtual machines call `prepare_boot` and `create_data_disk`,
+and attach what `iii_sandbox_guest.boot` names.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from iii_sandbox_guest.agent_program import agent_path
+from iii_sandbox_guest.boot import Needs
+from iii_sandbox_guest.disk import create_data_disk
+from iii_sandbox_guest.fetch import fetch_kernel
+from iii_sandbox_guest.kernel import Kernel, find_kernel
+from iii_sandbox_guest.prepare import BootFiles, prepare_boot
 
-from iii_core.errors import BackendUnavailable
-
-__all__ = ["agent_path"]
-
-
-def agent_path() -> Path:
-    """The static agent program (``docs/protocol/agent.md``, "Starting the agent").
-
-    Raises `BackendUnavailable` if this installation was made without it.
-    """
-    path = Path(__file__).parent / "bin" / "agent"
-    if not path.is_file():
-        raise BackendUnavailable(
-            f"the guest agent is missing at {path}",
-            hint="reinstall iii-sandbox-guest; from a work tree: tools/setup.sh base",
-        )
-    return path
+__all__ = [
+    "BootFiles",
+    "Kernel",
+    "Needs",
+    "agent_path",
+    "create_data_disk",
+    "fetch_kernel",
+    "find_kernel",
+    "prepare_boot",
+]

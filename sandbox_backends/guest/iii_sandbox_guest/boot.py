@@ -56,8 +56,8 @@ class Needs:
 def render_cmdline(needs: Needs) -> str:
     """The kernel's command line.
 
-    A kernel that panics ends the machine (``panic=-1`` with a VMM that does not reboot), it says on the console what goes
-    wrong and little else. Its self tests are left out: they take 0.3 s of each boot.
+    A kernel that panics ends the machine (``panic=-1`` with a VMM that does not reboot). It says on the console what
+    goes wrong and little else. Its self tests are left out: they take 0.3 s of each boot.
     """
     words = [
         f"console={needs.console}",

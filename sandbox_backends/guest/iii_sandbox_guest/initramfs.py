@@ -16,9 +16,6 @@ from typing import Final
 
 from iii_sandbox_guest.modules import Module
 
-KEPT: Final = 8
-"""How many initramfs files stay in the cache."""
-
 _ALIGN: Final = 4
 
 
@@ -55,13 +52,12 @@ def render_initramfs(agent: bytes, modules: Sequence[tuple[str, bytes]]) -> byte
 def build_initramfs(cache: Path, agent: Path, modules: Sequence[Module]) -> Path:
     """The initramfs as a file below ``cache``, named by the hash of its content; made unless it is there.
 
-    Safe while others do the same. Raises OSError if the cache cannot be written, `BackendUnavailable` if a module cannot
-    be read.
+    Safe while others do the same. Raises OSError if the cache cannot be written, `BackendUnavailable` if a module
+    cannot be read.
     """
     data = render_initramfs(agent.read_bytes(), [(f"{module.name}.ko", module.read()) for module in modules])
     path = cache / f"initramfs-{hashlib.sha256(data).hexdigest()[:32]}.cpio"
     if path.is_file() and path.stat().st_size == len(data):
-        os.utime(path)  # what is used last is kept longest
         return path
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache, prefix="initramfs-", suffix=".new", delete=False) as file:

@@ -87,11 +87,6 @@ def resolve_modules(tree: Path, names: Iterable[str]) -> tuple[Module, ...]:
     return tuple(ordered.values())
 
 
-def has_module(tree: Path, name: str) -> bool:
-    """Whether a kernel has it, as a module or built in. Raises as `resolve_modules` for a tree that cannot be read."""
-    return name in _read_builtin(tree) or name in _read_dependencies(tree)[0]
-
-
 def _read_dependencies(tree: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The file and the dependencies of each module."""
     files: dict[str, str] = {}

@@ -17,9 +17,17 @@ from iii_sandbox_guest import agent_path
 from iii_core.sandbox.agent import Agent, AgentTimeouts, ServeTunnel, open_agent
 
 from .agentkit import StartAgent
+from .machinekit import fetched_kernel, make_root_image
 
 SOURCE = Path(__file__).parents[1] / "agent"
 SANITIZER_OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+@pytest.fixture(scope="session")
+def root_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For machines of this package's tests; that there is a kernel for them is seen to as well."""
+    fetched_kernel()
+    return make_root_image(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="session")

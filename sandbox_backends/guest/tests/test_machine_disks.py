@@ -1,0 +1,126 @@
+"""What machines keep on their disks, and machines that cannot boot."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+from iii_sandbox_guest import Needs, agent_path, create_data_disk, find_kernel, prepare_boot
+from iii_sandbox_guest.boot import render_cmdline
+from iii_sandbox_guest.initramfs import render_initramfs
+from iii_sandbox_guest.modules import resolve_modules
+
+from iii_core.sandbox.agent import Agent
+
+from .agentkit import run as run_program
+from .machinekit import HOME, Machine
+
+WITH_DATA = Needs(data_disk=True)
+DISK_SIZE = 1 << 30
+
+
+async def sh(agent: Agent, script: str) -> str:
+    out, err, _ = await run_program(agent, "/bin/sh", "-c", script, env={"PATH": "/bin"})
+    return (out + err).decode()
+
+
+def cost(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+async def test_two_machines_of_one_image_keep_what_they_write_to_themselves(root_image: Path, tmp_path: Path) -> None:
+    """At the same time, on one image; one of them is powered off and booted again."""
+    first = Machine(tmp_path / "first", root_image, tmp_path / "first.disk", needs=WITH_DATA)
+    second = Machine(tmp_path / "second", root_image, tmp_path / "second.disk", needs=WITH_DATA)
+    assert first.data is not None
+    assert second.data is not None
+    await create_data_disk(first.data, DISK_SIZE)
+    await create_data_disk(second.data, 24 << 20)
+    assert cost(first.data) < 2 << 20
+    async with first.booted() as one, second.booted() as two:
+        assert await sh(one, "echo mine >/workspace/file; echo changed >/etc/hosts; rm /bin/wc; ls /bin/wc") != ""
+        assert "No such file" in await sh(two, "cat /workspace/file")
+        assert "localhost" in await sh(two, "cat /etc/hosts")
+        assert await sh(two, "ls /bin/wc") == "/bin/wc\n"
+        assert "No space left" in await sh(two, "dd if=/dev/zero of=/workspace/big bs=1M count=40")
+        assert await sh(two, "rm /workspace/big; echo other >/workspace/file; cat /workspace/file") == "other\n"
+        assert await sh(
+            one, "df -k / | tail -1 | grep -q overlay; dd if=/dev/zero of=/workspace/big bs=1M count=40; sync"
+        )
+        assert await sh(one, "rm /workspace/big; sync; cat /workspace/file") == "mine\n"
+    assert cost(first.data) <= 10 << 20  # what was deleted inside is the host's again
+    checked = subprocess.run(["/sbin/e2fsck", "-fn", first.data], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    assert "recover" not in checked.stdout + checked.stderr
+    async with first.booted() as one:
+        assert await sh(one, "cat /workspace/file /etc/hosts; ls /bin/wc") == (
+            "mine\nchanged\nls: /bin/wc: No such file or directory\n"
+        )
+
+
+async def test_a_disk_is_never_made_anew(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    await create_data_disk(disk, 32 << 20)
+    before = disk.read_bytes()
+    await create_data_disk(disk, 64 << 20)
+    assert disk.read_bytes() == before
+
+
+async def fails(machine: Machine) -> str:
+    with trio.fail_after(60):
+        console = await machine.runs_to_its_end()
+    return next(line for line in console.splitlines() if "cannot boot" in line)
+
+
+async def test_a_machine_without_its_writable_disk_says_so(root_image: Path, tmp_path: Path) -> None:
+    said = await fails(Machine(tmp_path / "machine", root_image, needs=WITH_DATA))
+    assert said == (
+        "iii-agent: cannot boot: the writable disk: there is no disk with the serial number iii-data"
+        " (there are: vda=iii-root)"
+    )
+
+
+async def test_a_writable_disk_without_a_file_system_says_so(root_image: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank"
+    blank.write_bytes(bytes(1 << 20))
+    said = await fails(Machine(tmp_path / "machine", root_image, blank, needs=WITH_DATA))
+    assert said == "iii-agent: cannot boot: mounting the writable disk (/dev/vdb as ext4): Invalid argument"
+
+
+async def test_a_damaged_root_image_says_so(root_image: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(b"\xff" * 4096 + root_image.read_bytes()[4096:])
+    said = await fails(Machine(tmp_path / "machine", damaged))
+    assert said == "iii-agent: cannot boot: mounting the root image (/dev/vda as squashfs): Invalid argument"
+
+
+async def test_a_command_line_that_cannot_work_says_so(root_image: Path, tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "machine", root_image)
+    files = prepare_boot(HOME, needs=machine.needs)
+    machine.files = dataclasses.replace(files, cmdline=f"{files.cmdline} iii.link=tcp:1")
+    said = "the kernel command line is wrong or lacks something: iii.link=tcp:1"
+    assert await fails(machine) == f"iii-agent: cannot boot: {said}"
+
+
+async def test_a_module_that_is_missing_or_does_not_fit_says_so(root_image: Path, tmp_path: Path) -> None:
+    kernel = find_kernel(HOME)
+    machine = Machine(tmp_path / "machine", root_image)
+    modules = [(f"{module.name}.ko", module.read()) for module in resolve_modules(kernel.modules, ["virtio_pci"])]
+    initramfs = tmp_path / "initramfs"
+    initramfs.write_bytes(render_initramfs(agent_path().read_bytes(), [*modules, ("bad.ko", b"\x7fELF no module")]))
+    files = prepare_boot(HOME, needs=machine.needs)
+    machine.files = dataclasses.replace(files, initramfs=initramfs, cmdline=render_cmdline(machine.needs))
+    assert await fails(machine) == "iii-agent: cannot boot: loading the kernel module bad.ko: Exec format error"
+
+
+@pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
+async def test_erofs_images_boot_too(root_image: Path, tmp_path: Path) -> None:
+    image = tmp_path / "root.erofs"
+    subprocess.run(["mkfs.erofs", image, root_image.parent / "tree"], check=True, capture_output=True)
+    needs = Needs(data_disk=False, image_format="erofs")
+    async with Machine(tmp_path / "machine", image, needs=needs).booted() as agent:
+        assert await sh(agent, "echo fine") == "fine\n"
