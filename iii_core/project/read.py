@@ -124,8 +124,12 @@ class Document:
     def error(
         self, line: int, message: str, *, hint: str | None = None, kind: type[ConfigError] = ConfigError
     ) -> ConfigError:
-        """A `ConfigError` that says where: ``config.yaml:12: …``."""
-        return kind(f"{self.name}:{line}: {message}", hint=hint, details={"path": self.name, "line": line})
+        """A `ConfigError` that says where: ``config.yaml:12: …``; without a ``hint`` that says more, to correct it."""
+        return kind(
+            f"{self.name}:{line}: {message}",
+            hint=hint or f"correct line {line} of {self.name}",
+            details={"path": self.name, "line": line},
+        )
 
 
 def read_document(path: Path, *, name: str | None = None) -> Document:
@@ -349,7 +353,7 @@ class _Builder:
         lines = self._document.text.splitlines()
         line = int(mark.line)
         around = lines[line] if line < len(lines) else ""
-        hint = None
+        hint = "look at that line and the one before: brackets, quotes, colons, indentation"
         if "${" in around:
             hint = 'quote ${…} inside braces and brackets: "${NAME}"'
         elif around[: len(around) - len(around.lstrip())].count("\t"):

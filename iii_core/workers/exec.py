@@ -62,6 +62,7 @@ async def exec_in_worker(request: ExecRequest, agent: Agent, plan: WorkerPlan, s
             tty=TerminalSize(rows=request.tty.rows, cols=request.tty.cols) if request.tty else None,
             uid=plan.uid,
             gid=plan.gid,
+            groups=plan.groups,
             stdin=True,
         )
     )

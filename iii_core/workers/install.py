@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import trio
 
 from iii_core.errors import PluginMissing
+from iii_core.project.config import load_config
 from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
 from iii_core.project.names import check_name
@@ -71,6 +72,7 @@ async def add_worker(
             f"cannot add the folder {source!r}: no installed plugin runs workers from folders",
             hint="build an image of it and add that; archives are named 'oci-archive:FILE' or 'docker-archive:FILE'",
         )
+    await trio.to_thread.run_sync(_check_config, project)
     image = await images.fetch(source, refresh=force, progress=progress)
     name = check_name(image.name)
 
@@ -99,6 +101,12 @@ async def remove_from_config(project: Project, name: str) -> None:
 async def drop_layers(project: Project, name: str) -> None:
     """Delete a removed worker's writable layers."""
     await trio.to_thread.run_sync(drop_writable, project.state_dir / WRITABLE_FOLDER / check_name(name))
+
+
+def _check_config(project: Project) -> None:
+    """A file that cannot be edited is found out before anything is fetched for it. Raises `ConfigError`."""
+    if project.config_path.exists():
+        load_config(project)
 
 
 def _entry(name: str, image: Image) -> Mapping[str, Any]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from iii_core.errors import ConfigError
+from iii_core.errors import ConfigError, ImageUserUnknown
+from iii_core.images.port import ImageUser
 from iii_core.project.env import URL_VARIABLES, patch_url_argument, requested_url
 from iii_core.sandbox.port import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from iii_core.images.port import Image, ImageConfig
+    from iii_core.images.port import Image
     from iii_core.sandbox.port import Isolation
     from iii_core.workers.spec import WorkerSpec
 
@@ -26,7 +27,7 @@ LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlan:
-    """What the agent is asked to run, and within which limits. ``notes`` are for ``status``."""
+    """What the agent is asked to run, as whom, and within which limits. ``notes`` are for ``status``."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
@@ -36,25 +37,27 @@ class WorkerPlan:
     limits: Limits
     stop_signal: int
     url: str
+    groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: Isolation) -> WorkerPlan:
     """Decide what to run.
 
-    Environment, lowest first: image ``ENV``, the entry's flattened ``config``, then what iii sets. The URL is what
+    Environment, lowest first: the account's ``HOME``, image ``ENV``, the entry's flattened ``config``, then what iii sets. The URL is what
     config or image ask for under ``III_ENGINE_URL`` or ``III_URL``, else the engine through the tunnel; both variables
     carry it.
 
     Raises:
         ConfigError: the configured URL leads out of the sandbox, which has no network.
+        ImageUserUnknown: the image's ``USER`` is a name that the image doesn't know.
     """
-    base = {"PATH": DEFAULT_PATH, "HOME": "/root", **dict(image.config.env), **spec.env}
+    user = _user(image)
+    base = {"PATH": DEFAULT_PATH, "HOME": user.home or ("/" if user.uid else "/root"), **dict(image.config.env), **spec.env}
     asked = requested_url(base)
     url = asked or f"ws://127.0.0.1:{engine_port}"
     _require_reachable(spec.name, url, engine_port)
     argv = (*image.config.entrypoint, *image.config.cmd) or ("/bin/sh",)
-    uid, gid, notes = _user(image.config)
     return WorkerPlan(
         argv=patch_url_argument(argv, url, append=asked is not None),
         env={
@@ -64,12 +67,12 @@ def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: 
             "III_ISOLATION": isolation.value,
         },
         cwd=image.config.working_dir or "/",
-        uid=uid,
-        gid=gid,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
         limits=_limits(spec, image),
         stop_signal=_stop_signal(image.config.stop_signal),
         url=url,
-        notes=notes,
     )
 
 
@@ -101,14 +104,19 @@ def _limits(spec: WorkerSpec, image: Image) -> Limits:
     )
 
 
-def _user(config: ImageConfig) -> tuple[int, int, tuple[str, ...]]:
-    """The numeric ids of ``USER``; a name that is not ``root`` needs the image's passwd file, which is not read."""
-    user, _, group = config.user.partition(":")
-    if user in ("", "0", "root"):
-        return 0, int(group) if group.isdigit() else 0, ()
-    if user.isdigit():
-        return int(user), int(group) if group.isdigit() else int(user), ()
-    return 0, 0, (f"the image asks for user {config.user!r} by name; it runs as uid 0 of the sandbox",)
+def _user(image: Image) -> ImageUser:
+    """Whom ``USER`` means. Without an answer of the image's own files, numbers are taken as they are."""
+    if image.user is not None:
+        return image.user
+    name, _, group = image.config.user.partition(":")
+    uid, gid = (text if text not in ("", "root") else "0" for text in (name, group))
+    if not (uid.isdigit() and gid.isdigit()):
+        raise ImageUserUnknown(
+            f"{image.reference} is to run as user {image.config.user!r}, whom its /etc/passwd and /etc/group don't know",
+            hint="USER must name an account of the image, or be a number: tell the image's author",
+            details={"user": image.config.user},
+        )
+    return ImageUser(uid=int(uid), gid=int(gid))
 
 
 def _stop_signal(name: str) -> int:

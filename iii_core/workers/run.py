@@ -175,6 +175,7 @@ class WorkerRun:
                 cwd=plan.cwd,
                 uid=plan.uid,
                 gid=plan.gid,
+                groups=plan.groups,
                 linger=STOP_GRACE,
                 stdin=False,
             )
@@ -225,11 +226,14 @@ def _size(path: Path) -> int:
 
 
 def _tail_since(path: Path, start: int) -> str:
-    """What was written after offset ``start``, at most its last `CONSOLE_TAIL` bytes."""
+    """What was written after offset ``start``, at most its last `CONSOLE_TAIL` bytes.
+
+    A backend may cut the beginning off a file that grows too large; then all of it is of this run.
+    """
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            file.seek(max(start, end - CONSOLE_TAIL))
+            file.seek(max(start if start <= end else 0, end - CONSOLE_TAIL))
             return file.read(CONSOLE_TAIL).decode(errors="replace")
     except OSError:
         return ""

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from iiitools.registry import Registry, run_registry
+from iiitools.terminal import Terminal
 from iiitools.workerimages import build_math_worker
 
 III = Path(sys.executable).with_name("iii")
@@ -31,6 +32,7 @@ class IIIProject:
 
     def __init__(self, folder: Path, home: Path, environ: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.home = home
         self.runtime = Path(tempfile.mkdtemp(prefix="iii-test-"))
         self.config = folder / "config.yaml"
         self.log = folder / "engine.log"
@@ -105,6 +107,10 @@ class IIIProject:
             stderr=subprocess.PIPE,
         )
 
+    def type(self, *arguments: str) -> Terminal:
+        """Start ``iii`` on a terminal of its own."""
+        return Terminal([III, *arguments], cwd=self.folder, env={**self.environ, "TERM": "xterm"})
+
     def row(self, name: str = WORKER) -> dict[str, Any]:
         """What ``iii worker list`` says of a worker."""
         rows: list[dict[str, Any]] = json.loads(self.ok("worker", "list", "--json"))["workers"]
@@ -112,7 +118,9 @@ class IIIProject:
 
     def status(self, name: str = WORKER) -> dict[str, Any]:
         """What ``iii worker status`` says of a worker, whatever its exit code."""
-        facts: dict[str, Any] = json.loads(self.run("worker", "status", name, "--json").stdout)
+        done = self.run("worker", "status", name, "--json")
+        assert done.stdout, (done, self.engine_log())
+        facts: dict[str, Any] = json.loads(done.stdout)
         return facts
 
     def wait_for(self, condition: Callable[[dict[str, Any]], object], name: str = WORKER) -> dict[str, Any]:
@@ -183,11 +191,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, home: Path) -> Iterator[IIIProject]:
+def new_project() -> Iterator[Callable[[Path, Path], IIIProject]]:
+    """Make a project in a folder, with images in another."""
+    made: list[IIIProject] = []
+
+    def make(folder: Path, home: Path) -> IIIProject:
+        made.append(IIIProject(folder, home))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def project(new_project: Callable[[Path, Path], IIIProject], tmp_path: Path, home: Path) -> IIIProject:
     """A project without an engine yet."""
-    made = IIIProject(tmp_path, home)
-    yield made
-    made.close()
+    return new_project(tmp_path, home)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iii_core.errors import ConfigError
-from iii_core.images.port import Image, ImageConfig, ImageHints
+from iii_core.errors import ConfigError, ImageUserUnknown
+from iii_core.images.port import Image, ImageConfig, ImageHints, ImageUser
 from iii_core.sandbox.port import Isolation, Limits, RootImage
 from iii_core.workers.plan import WorkerPlan, plan_worker
 from iii_core.workers.spec import WorkerSpec, sandbox_id
@@ -22,6 +22,7 @@ def plan(
     *,
     hints: ImageHints | None = None,
     limits: Limits | None = None,
+    user: ImageUser | None = None,
 ) -> WorkerPlan:
     image = Image(
         reference="localhost:5000/w:1",
@@ -31,6 +32,7 @@ def plan(
         root=RootImage(path=Path("/r"), format="squashfs", digest=DIGEST),
         size=1,
         hints=hints,
+        user=user,
     )
     spec = WorkerSpec(name="w", source=image.reference, env=env or {}, limits=limits or Limits())
     return plan_worker(spec, image, engine_port=5555, isolation=Isolation.NAMESPACES)
@@ -82,19 +84,29 @@ def test_limits_precedence() -> None:
 
 @pytest.mark.parametrize(
     ("user", "ids"),
-    [
-        ("", (0, 0)),
-        ("root", (0, 0)),
-        ("0:5", (0, 5)),
-        ("1000", (1000, 1000)),
-        ("1000:50", (1000, 50)),
-        ("node", (0, 0)),
-    ],
+    [("", (0, 0)), ("root", (0, 0)), ("0:5", (0, 5)), ("1000", (1000, 0)), ("1000:50", (1000, 50)), ("root:7", (0, 7))],
 )
-def test_user(user: str, ids: tuple[int, int]) -> None:
+def test_user_by_number(user: str, ids: tuple[int, int]) -> None:
     planned = plan(ImageConfig(user=user))
-    assert (planned.uid, planned.gid) == ids
-    assert bool(planned.notes) == (user == "node")
+    assert (planned.uid, planned.gid, planned.groups) == (*ids, ())
+
+
+def test_user_by_the_files_of_the_image() -> None:
+    node = ImageUser(uid=1000, gid=1001, groups=(7, 9), home="/home/node")
+    planned = plan(ImageConfig(user="node"), user=node)
+    assert (planned.uid, planned.gid, planned.groups) == (1000, 1001, (7, 9))
+    assert planned.env["HOME"] == "/home/node"
+    assert plan(ImageConfig(env=(("HOME", "/h"),)), user=node).env["HOME"] == "/h"
+    assert plan(ImageConfig(user="1000")).env["HOME"] == "/"
+    assert plan().env["HOME"] == "/root"
+
+
+@pytest.mark.parametrize("user", ["node", "node:node", "1000:staff", "root:wheel", "x:0"])
+def test_a_user_whom_the_image_does_not_know(user: str) -> None:
+    with pytest.raises(ImageUserUnknown, match=user) as caught:
+        plan(ImageConfig(user=user))
+    assert caught.value.code == "W227"
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
