@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from iii_core.engine.config import EngineConfig, ListenerConfig
+from iii_core.engine.config import EngineConfig, ListenerConfig, TlsFiles
 from iii_core.errors import ConfigError, UnknownKey
 from iii_core.project.config import DEFAULT_PORT, MANAGER, ProjectConfig
 from iii_core.project.expand import expand
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 BUILT_IN: Final = frozenset({MANAGER, "iii-engine-functions", "iii-telemetry", "iii-observability", "configuration"})
 
 
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``tls:`` of a listener: paths of PEM files, relative to the folder of config.yaml."""
+
+    cert: str
+    key: str
+
+
 class ListenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The ``config:`` of an ``iii-worker-manager`` entry (spec protocol §1.1; safe defaults of our own)."""
 
@@ -29,19 +37,23 @@ class ListenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     handshake_timeout_ms: int = 10_000
     allowed_origins: list[str] = []
     allowed_hosts: list[str] = []
+    tls: TlsSettings | None = None
 
 
 def engine_config(
     config: ProjectConfig,
     environ: Mapping[str, str],
     workers: Mapping[str, InProcessWorker],
+    root: Path,
 ) -> EngineConfig:
     """The engine's settings. Without a manager entry there is one listener on 127.0.0.1:49134.
+
+    ``root`` is the project's folder, which relative paths are relative to.
 
     Raises `ConfigError` (wrong types, unknown keys, unset variables), naming worker and line.
     """
     managers = [entry for entry in config.workers if entry.name == MANAGER]
-    listeners = tuple(_listener(entry, environ) for entry in managers) or (ListenerConfig(port=DEFAULT_PORT),)
+    listeners = tuple(_listener(entry, environ, root) for entry in managers) or (ListenerConfig(port=DEFAULT_PORT),)
     return EngineConfig(listeners=listeners, workers=_in_process(config, environ, workers))
 
 
@@ -55,7 +67,7 @@ def unknown_workers(config: ProjectConfig, workers: Mapping[str, InProcessWorker
     return [entry.name for entry in config.workers if not entry.managed and not is_engine_worker(entry.name, workers)]
 
 
-def _listener(entry: WorkerEntry, environ: Mapping[str, str]) -> ListenerConfig:
+def _listener(entry: WorkerEntry, environ: Mapping[str, str], root: Path) -> ListenerConfig:
     settings: ListenerSettings = _checked(entry, environ, ListenerSettings)[1]
     if not 0 <= settings.port < 65536:
         raise ConfigError(f"line {entry.line}: port of {entry.name} must be within 0 and 65535, not {settings.port}")
@@ -66,6 +78,7 @@ def _listener(entry: WorkerEntry, environ: Mapping[str, str]) -> ListenerConfig:
         allowed_origins=tuple(settings.allowed_origins),
         allowed_hosts=tuple(settings.allowed_hosts),
         handshake_timeout=settings.handshake_timeout_ms / 1000,
+        tls=TlsFiles(cert=root / settings.tls.cert, key=root / settings.tls.key) if settings.tls else None,
     )
 
 
@@ -91,7 +104,28 @@ def _checked(entry: WorkerEntry, environ: Mapping[str, str], kind: type[Any]) ->
     try:
         return settings, msgspec.convert(settings, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{owner}: {error}") from None
+        raise ConfigError(
+            f"{owner}: {_in_words(str(error))}", hint="correct that worker's config in config.yaml"
+        ) from None
+
+
+_TYPES: Final = {
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`str`": "text",
+    "`bool`": "true or false",
+    "`array`": "a list",
+    "`object`": "a mapping",
+    "`null`": "nothing",
+}
+
+
+def _in_words(message: str) -> str:
+    """msgspec's complaint, such as "Expected `int`, got `str` - at `$.port`", for people who write YAML."""
+    message, _, path = message.partition(" - at `$")
+    for name, words in _TYPES.items():
+        message = message.replace(name, words)
+    return f"config{path.rstrip('`')}: {message[0].lower()}{message[1:]}"
 
 
 def _suggest(key: str, known: list[str]) -> str:
