@@ -22,7 +22,8 @@
     │   ├── EngineNotRunning        W201
     │   ├── EngineAlreadyRunning    W202
     │   ├── AddressInUse            W203
-    │   └── ControlError            W204
+    │   ├── ControlError            W204
+    │   └── TlsError                W205
     ├── PluginError                 W210
     │   ├── PluginCollision         W211
     │   └── PluginMissing           W212
@@ -33,7 +34,8 @@
     │   ├── NoMatchingPlatform      W223
     │   ├── DigestMismatch          W224
     │   ├── ImageUnsafe             W225
-    │   └── StorageFull             W226
+    │   ├── StorageFull             W226
+    │   └── ImageUserUnknown        W227
     ├── SandboxError                W230
     │   ├── BackendUnavailable      W231
     │   ├── BootFailed              W232
@@ -208,6 +210,12 @@ class ControlError(EngineError):
     default_code = "W204"
 
 
+class TlsError(EngineError):
+    """A certificate or key that cannot be used, or a peer whose certificate is not to be trusted."""
+
+    default_code = "W205"
+
+
 class PluginError(IIIError):
     """A plugin breaks the rules of the host."""
 
@@ -272,6 +280,12 @@ class StorageFull(ImageError):
     """The image store ran out of disk space."""
 
     default_code = "W226"
+
+
+class ImageUserUnknown(ImageError):
+    """An image that is to run as an account that it does not have."""
+
+    default_code = "W227"
 
 
 class SandboxError(IIIError):

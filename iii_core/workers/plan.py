@@ -44,16 +44,17 @@ class WorkerPlan:
 def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: Isolation) -> WorkerPlan:
     """Decide what to run.
 
-    Environment, lowest first: the account's ``HOME``, image ``ENV``, the entry's flattened ``config``, then what iii sets. The URL is what
-    config or image ask for under ``III_ENGINE_URL`` or ``III_URL``, else the engine through the tunnel; both variables
-    carry it.
+    Environment, lowest first: the account's ``HOME``, image ``ENV``, the entry's flattened ``config``, then what iii
+    sets. The URL is what config or image ask for under ``III_ENGINE_URL`` or ``III_URL``, else the engine through the
+    tunnel; both variables carry it.
 
     Raises:
         ConfigError: the configured URL leads out of the sandbox, which has no network.
         ImageUserUnknown: the image's ``USER`` is a name that the image doesn't know.
     """
     user = _user(image)
-    base = {"PATH": DEFAULT_PATH, "HOME": user.home or ("/" if user.uid else "/root"), **dict(image.config.env), **spec.env}
+    home = user.home or ("/" if user.uid else "/root")
+    base = {"PATH": DEFAULT_PATH, "HOME": home, **dict(image.config.env), **spec.env}
     asked = requested_url(base)
     url = asked or f"ws://127.0.0.1:{engine_port}"
     _require_reachable(spec.name, url, engine_port)
@@ -112,7 +113,7 @@ def _user(image: Image) -> ImageUser:
     uid, gid = (text if text not in ("", "root") else "0" for text in (name, group))
     if not (uid.isdigit() and gid.isdigit()):
         raise ImageUserUnknown(
-            f"{image.reference} is to run as user {image.config.user!r}, whom its /etc/passwd and /etc/group don't know",
+            f"{image.reference} is to run as {image.config.user!r}, whom its /etc/passwd and /etc/group don't know",
             hint="USER must name an account of the image, or be a number: tell the image's author",
             details={"user": image.config.user},
         )
