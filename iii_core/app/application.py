@@ -32,6 +32,7 @@ from iii_core.project.locate import (
 )
 from iii_core.records import InProcessWorker
 from iii_core.sandbox.hostclient import open_sandbox_host
+from iii_core.transport.port import ListenAddress
 from iii_core.workers.declare import managed_specs
 from iii_core.workers.image_service import open_images
 from iii_core.workers.manager import WorkerManager
@@ -91,7 +92,7 @@ class Application:
         """
         async with self._reloading:
             config = await trio.to_thread.run_sync(load_config, self.project)
-            await self._engine.apply(engine_config(config, self.project.environ, self._in_process))
+            await self._engine.apply(engine_config(config, self.project.environ, self._in_process, self.project.root))
             self._config = config
             self._warn_unknown()
             await self.manager.apply(managed_specs(config, self.project.environ))
@@ -107,7 +108,7 @@ class Application:
             "version": __version__,
             "pid": os.getpid(),
             "project": str(self.project.root),
-            "listeners": [{"host": at.host, "port": at.port} for at in self._engine.addresses],
+            "listeners": [{"host": at.host, "port": at.port, "secure": at.secure} for at in self._engine.addresses],
             "connected_workers": len(self._engine.workers),
         }
 
@@ -128,9 +129,14 @@ class EngineTunnel:
 
     @property
     def port(self) -> int:
-        """The port of the first listener."""
-        addresses = self._engine.addresses
-        return addresses[0].port if addresses else WELL_KNOWN_PORT
+        """The port of `trusted`."""
+        return self.trusted.port
+
+    @property
+    def trusted(self) -> ListenAddress:
+        """The listener that commands and sandboxes are told of: the first without TLS, which theirs need not be."""
+        addresses = sorted(self._engine.addresses, key=lambda address: address.secure)
+        return addresses[0] if addresses else ListenAddress(host="127.0.0.1", port=WELL_KNOWN_PORT)
 
     @property
     def tunnel_ports(self) -> Sequence[int]:
@@ -162,7 +168,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
         PluginCollision: two plugins claim one name.
     """
     config = await trio.to_thread.run_sync(load_config, project)
-    settings = engine_config(config, project.environ, plugins.collect(InProcessWorker))
+    settings = engine_config(config, project.environ, plugins.collect(InProcessWorker), project.root)
     state_dir = make_state_dir(project)
     with _engine_lock(project):
         context = partial(provider_context, project)
@@ -172,14 +178,15 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
             open_engine(settings, plugins=plugins, context=context("engine")) as engine,
             trio.open_nursery() as supervisors,
         ):
-            services = WorkerServices(images=images, sandboxes=sandboxes, engine=EngineTunnel(engine))
+            tunnel = EngineTunnel(engine)
+            services = WorkerServices(images=images, sandboxes=sandboxes, engine=tunnel)
             manager = WorkerManager(supervisors, services, project=project.root, state_dir=state_dir)
             application = Application(project, plugins, engine, manager, images, config)
             try:
                 async with trio.open_nursery() as front:
                     path = control_socket(project)
                     await front.start(serve_control, path, WorkerOperations(application).table())
-                    write_record(project, control=path, port=services.engine.port)
+                    write_record(project, control=path, port=tunnel.port, secure=tunnel.trusted.secure)
                     await application.start_workers()
                     yield application
                     front.cancel_scope.cancel()

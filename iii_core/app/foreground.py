@@ -81,7 +81,10 @@ def _announce(application: Application, plugins: PluginHost) -> None:
         if info.status == "failed":
             _say(f"plugin {info.origin} is left out: {info.error}", "see 'iii plugins list'")
     for address in application.engine.addresses:
-        _say(f"engine ready on ws://{address.host}:{address.port} (project {application.project.root})")
+        scheme = "wss" if address.secure else "ws"
+        _say(f"engine ready on {scheme}://{address.host}:{address.port} (project {application.project.root})")
+    if not application.config.workers:
+        _say("no workers yet", "in another terminal, add one with 'iii worker add'; Ctrl-C here stops the engine")
 
 
 def _say(text: str, hint: str | None = None) -> None:

@@ -6,6 +6,7 @@ import re
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -43,11 +44,36 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 def engine_url(project: Project, address: str | None, port: int | None) -> str:
-    """Where to call: the running engine's own port, else the one config.yaml names, else 49134."""
-    host = address or "127.0.0.1"
-    if port is None:
-        port = _known_port(project) if host in LOOPBACK else DEFAULT_PORT
-    return f"ws://{f'[{host}]' if ':' in host else host}:{port}"
+    """Where to call: the running engine's own port, else the one config.yaml names, else 49134.
+
+    ``address`` is a host, or a whole ``ws:`` or ``wss:`` URL. Raises `InvalidValue` for any other URL.
+    """
+    if address is not None and "://" in address:
+        return _complete_url(address, port)
+    host, scheme = address or "127.0.0.1", "ws"
+    if port is None and host in LOOPBACK:
+        record = read_record(project)
+        port = record.port if record is not None else _configured_port(project)
+        scheme = "wss" if record is not None and record.secure else "ws"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or DEFAULT_PORT}"
+
+
+def _complete_url(address: str, port: int | None) -> str:
+    """``address`` with a port: its own, else ``port``, else 49134."""
+    try:
+        parts = urlsplit(address)
+        valid, own = parts.scheme in ("ws", "wss") and bool(parts.hostname), parts.port
+    except ValueError:  # a port or an IPv6 address that is none
+        valid, own, parts = False, None, urlsplit("")
+    if not valid:
+        raise InvalidValue(
+            f"--address {address!r} is not a WebSocket URL", hint="write it like wss://engine.example:443"
+        )
+    if own is not None and port not in (None, own):
+        raise UsageError(f"--port {port} contradicts --address {address!r}")
+    if own is not None:
+        return address
+    return parts._replace(netloc=f"{parts.netloc.removesuffix(':')}:{port or DEFAULT_PORT}").geturl()
 
 
 def payload(json_text: str | None, pairs: Sequence[str]) -> msgspec.Raw:
@@ -178,10 +204,7 @@ def _is_json(value: str) -> bool:
     return True
 
 
-def _known_port(project: Project) -> int:
-    record = read_record(project)
-    if record is not None:
-        return record.port
+def _configured_port(project: Project) -> int:
     return manager_port(load_config(project), project.environ) if project.config_path.exists() else DEFAULT_PORT
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iii_core.engine.config import EngineConfig as EngineConfig
     from iii_core.engine.config import ListenerConfig as ListenerConfig
+    from iii_core.engine.config import TlsFiles as TlsFiles
     from iii_core.engine.engine import Engine as Engine
     from iii_core.engine.engine import open_engine as open_engine
     from iii_core.engine.inprocess import Call as Call
@@ -29,6 +30,7 @@ _HOME = {
     "EngineConfig": "config",
     "ListenerConfig": "config",
     "Policy": "policy",
+    "TlsFiles": "config",
     "TriggerBinding": "inprocess",
     "TriggerProvider": "inprocess",
     "WorkerInfo": "observe",

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from iii_core.errors import ConfigError
 from iii_core.protocol.limits import EngineLimits
 
 DEFAULT_PORT: Final = 49134
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """What a listener proves itself with, both PEM: ``cert`` is the chain, its own certificate first; ``key`` is bare.
+
+    The files are read when the listener opens, so a renewed certificate counts from the engine's next start.
+    """
+
+    cert: Path
+    key: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +35,7 @@ class ListenerConfig:
         allowed_origins: browser origins that may connect; none by default.
         allowed_hosts: ``Host`` names besides loopback and ``host``.
         handshake_timeout: seconds that a client has for the opening handshake.
+        tls: with it the listener speaks TLS and nothing else (``wss:``).
         options: settings of the transport itself, checked by its config type.
     """
 
@@ -32,6 +45,7 @@ class ListenerConfig:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     handshake_timeout: float = 10.0
+    tls: TlsFiles | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ from iii_core.engine.observe import WorkerChanges, WorkerInfo, snapshot
 from iii_core.engine.policy import AccessDenied, Authenticate, allow_everything
 from iii_core.engine.resolve import find_worker, settings_of, wanted_listeners
 from iii_core.engine.session import Session
+from iii_core.engine.tls import server_context
 from iii_core.errors import ConfigError, PluginMissing
 from iii_core.protocol import codes
 from iii_core.protocol.codec import encode
@@ -139,8 +140,11 @@ class Engine:
         """How a transport is to serve connections to this engine.
 
         Args:
-            settings: rules for the request, and the time for the handshake; the transport and address are not used.
+            settings: rules for the request, TLS and the time for the handshake; transport and address are not used.
             authenticate: gives each worker and telemetry connection its `Policy`, or raises `AccessDenied`.
+
+        Raises:
+            TlsError: the files of ``settings.tls`` cannot be used.
         """
         rules = AdmissionRules(
             bound_host=settings.host,
@@ -160,7 +164,12 @@ class Engine:
             except Exception:  # a fault of ours on one connection must not end the listener of all
                 log.exception("a connection failed")
 
-        return Listener(admit=decide, serve=serve, limits=Limits(handshake_timeout=settings.handshake_timeout))
+        return Listener(
+            admit=decide,
+            serve=serve,
+            limits=Limits(handshake_timeout=settings.handshake_timeout),
+            tls=server_context(settings.tls) if settings.tls else None,
+        )
 
     async def serve_stream(
         self, stream: trio.abc.Stream, *, sandbox: str | None = None, transport: str | None = None
@@ -185,6 +194,7 @@ class Engine:
             ConfigError: a setting is wrong, or ``limits`` differ from those the engine was opened with.
             PluginMissing: no plugin provides a transport or worker.
             AddressInUse: a listener's address is taken.
+            TlsError: a listener's certificate or key cannot be used.
         """
         if config.limits != self.router.limits:
             raise ConfigError("the engine's limits cannot change while it runs", hint="restart the engine")

@@ -70,12 +70,14 @@ class EngineRecord:
             process of the same id.
         control: absolute path of its control socket.
         port: the port its trusted listener is bound to.
+        secure: whether that listener speaks TLS.
     """
 
     pid: int
     start_time: int
     control: str
     port: int
+    secure: bool = False
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
@@ -173,12 +175,13 @@ def process_start_time(pid: int) -> int | None:
     return None if fields[0] in ("Z", "X", "x") else int(fields[19])
 
 
-def write_record(project: Project, *, control: Path, port: int) -> EngineRecord:
+def write_record(project: Project, *, control: Path, port: int, secure: bool = False) -> EngineRecord:
     """Record this process as the project's engine. Raises `ConfigIoError`."""
     from iii_core.project.files import write_atomic
 
     pid = os.getpid()
-    record = EngineRecord(pid=pid, start_time=process_start_time(pid) or 0, control=str(control), port=port)
+    start_time = process_start_time(pid) or 0
+    record = EngineRecord(pid=pid, start_time=start_time, control=str(control), port=port, secure=secure)
     make_state_dir(project)
     write_atomic(project.record_path, json.dumps(asdict(record)).encode(), mode=0o600)
     return record
@@ -191,7 +194,13 @@ def read_record(project: Project) -> EngineRecord | None:
         numbers = [data[name] for name in ("pid", "start_time", "port")]
         if not all(type(number) is int and number > 0 for number in numbers) or type(data["control"]) is not str:
             return None
-        record = EngineRecord(pid=numbers[0], start_time=numbers[1], control=data["control"], port=numbers[2])
+        record = EngineRecord(
+            pid=numbers[0],
+            start_time=numbers[1],
+            control=data["control"],
+            port=numbers[2],
+            secure=data.get("secure") is True,
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return record if record.alive() else None

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from iii_core.errors import AddressInUse, EngineError, EngineNotRunning
+from iii_core.errors import AddressInUse, ConfigError, EngineError, EngineNotRunning
 from iii_core.records import Record, Transport
 from iii_core.transport.port import (
     ConnectionRequest,
@@ -214,6 +214,8 @@ class MemoryTransport(MessageTransport):
     ) -> None:
         """As `MessageTransport.listen`."""
         await trio.lowlevel.checkpoint()
+        if listener.tls is not None:
+            raise ConfigError("the memory transport has no TLS", hint="leave `tls` out, or use the websocket transport")
         port = address.port or max((port for _, port in self._network.listening), default=49_999) + 1
         key = (address.host, port)
         if key in self._network.listening:

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from ssl import SSLContext
 from typing import TypeVar
 
 import trio
@@ -38,11 +39,13 @@ class TransportUnderTest:
         open: opens the transport; called once per check.
         url: from a bound address and a target such as ``/path?query``, what ``connect`` takes.
         address: where to listen.
+        tls: what listeners prove themselves with, for a transport that can; ``open`` and ``url`` must fit.
     """
 
     open: Callable[[], AbstractAsyncContextManager[MessageTransport]]
     url: Callable[[ListenAddress, str], str]
     address: ListenAddress = field(default_factory=lambda: ListenAddress(host="127.0.0.1", port=0))
+    tls: SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +90,7 @@ async def open_harness(
         return admit(request) if admit is not None else None
 
     serve, served = holder()
-    listener = Listener(admit=judge, serve=serve, limits=LIMITS)
+    listener = Listener(admit=judge, serve=serve, limits=LIMITS, tls=under_test.tls)
     with trio.fail_after(PATIENCE):
         async with under_test.open() as transport, trio.open_nursery() as nursery:
 
@@ -121,7 +124,7 @@ class Relay:
 async def open_relay(under_test: TransportUnderTest, *, sandbox: str) -> AsyncGenerator[Relay, None]:
     """Serve connections of a TCP port with ``serve_stream``, hiding that they are sockets."""
     serve, served = holder()
-    listener = Listener(admit=lambda _: None, serve=serve, limits=LIMITS)
+    listener = Listener(admit=lambda _: None, serve=serve, limits=LIMITS, tls=under_test.tls)
     ended = trio.Event()
     with trio.fail_after(PATIENCE):
         async with under_test.open() as transport, trio.open_nursery() as nursery:

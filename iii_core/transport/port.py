@@ -9,9 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,19 +118,24 @@ Serve: TypeAlias = Callable[[Peer], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenAddress:
-    """``port`` 0 lets the system choose."""
+    """``port`` 0 lets the system choose. ``secure`` tells of a bound address whether clients must use TLS there."""
 
     host: str
     port: int
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """How to serve connections: ``admit`` decides on the request, ``serve`` runs each admitted peer in its own task."""
+    """How to serve connections: ``admit`` decides on the request, ``serve`` runs each admitted peer in its own task.
+
+    With ``tls`` every connection begins with a TLS handshake, within ``limits.handshake_timeout``.
+    """
 
     admit: Admit
     serve: Serve
     limits: Limits = field(default_factory=Limits)
+    tls: SSLContext | None = None
 
 
 class MessageTransport(ABC):
@@ -141,7 +149,9 @@ class MessageTransport(ABC):
         *,
         task_status: trio.TaskStatus[ListenAddress] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept until cancelled; ``started`` gives the bound address. Raises `AddressInUse`.
+        """Accept until cancelled; ``started`` gives the bound address.
+
+        Raises `AddressInUse`, and `ConfigError` for a listener with TLS where the transport cannot do it.
 
         Cancelling aborts every connection (no close frame: old SDKs reconnect only then, spec protocol §11 #3).
         """
@@ -161,4 +171,8 @@ class MessageTransport(ABC):
     async def connect(
         self, url: str, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None
     ) -> Peer:
-        """Dial ``url``. Raises ``OSError`` or `iii_core.errors.EngineNotRunning` where nothing answers."""
+        """Dial ``url``.
+
+        Raises ``OSError`` or `iii_core.errors.EngineNotRunning` where nothing answers, `iii_core.errors.TlsError` for a
+        certificate that is not to be trusted.
+        """

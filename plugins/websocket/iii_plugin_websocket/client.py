@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
@@ -11,8 +10,9 @@ from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from iii_core.errors import UsageError
 from iii_core.transport.port import Limits
-from iii_plugin_websocket.protocol import HandshakeFailed, OpenConnection
+from iii_plugin_websocket.protocol import OpenConnection
 from iii_plugin_websocket.stream import RECEIVE_SIZE, GuardedStream
+from iii_plugin_websocket.tls import secure_client
 
 
 def opener(
@@ -37,23 +37,11 @@ def opener(
     return open_connection
 
 
-async def dial(parts: SplitResult) -> trio.abc.Stream:
-    """A byte stream to the host of ``parts``. Raises ``OSError``, or `HandshakeFailed` for TLS."""
+async def dial(parts: SplitResult, ca_file: str | None) -> trio.abc.Stream:
+    """A byte stream to the host of ``parts``. Raises ``OSError``; for ``wss:`` as `secure_client` does too."""
     host, port = authority(parts)
-    if parts.scheme == "ws":
-        return await trio.open_tcp_stream(host, port)
-    stream = await trio.open_ssl_over_tcp_stream(
-        host, port, ssl_context=ssl.create_default_context(), https_compatible=True
-    )
-    try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError as error:
-        await trio.aclose_forcefully(stream)
-        raise HandshakeFailed(f"TLS: {error.__cause__ or error}") from error
-    except trio.Cancelled:
-        await trio.aclose_forcefully(stream)
-        raise
-    return stream
+    stream = await trio.open_tcp_stream(host, port)
+    return stream if parts.scheme == "ws" else await secure_client(stream, host, ca_file)
 
 
 def authority(parts: SplitResult) -> tuple[str, int]:

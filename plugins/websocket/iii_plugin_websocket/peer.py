@@ -12,6 +12,8 @@ from wsproto.utilities import LocalProtocolError
 from iii_core.transport.port import ConnectionRequest, Limits, Message, Peer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trio_websocket import WebSocketConnection
 
     from iii_plugin_websocket.stream import GuardedStream
@@ -58,6 +60,23 @@ class WebSocketPeer(Peer):
             await self._connection.send_message(payload)
         except (ConnectionClosed, LocalProtocolError) as error:
             raise trio.BrokenResourceError(self._reason(error)) from None
+
+    async def send_many(self, messages: Sequence[Message]) -> None:
+        """As `Peer.send_many`: what is short goes down in one write."""
+        if len(messages) == 1:
+            await self.send(messages[0])
+            return
+        try:
+            async with self._stream.coalesced():
+                for message in messages:
+                    await self.send(message)
+        except trio.ClosedResourceError:
+            raise trio.BrokenResourceError(self._reason(None)) from None
+
+    @property
+    def progress(self) -> int:
+        """As `Peer.progress`, in bytes."""
+        return self._stream.progress
 
     async def receive(self) -> Message:
         """As `Peer.receive`."""

@@ -21,10 +21,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         max_connections: open connections of all listeners together; further ones get HTTP 503.
         max_pending_handshakes: connections whose request is not complete; beyond that the oldest is dropped.
+        ca_file: PEM certificates of the authorities that ``wss:`` engines are checked against when dialling. By default
+            the system's, or those of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
     """
 
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 4096
     max_pending_handshakes: Annotated[int, msgspec.Meta(ge=1)] = 128
+    ca_file: str | None = None
 
 
 @hookimpl

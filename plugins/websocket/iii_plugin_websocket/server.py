@@ -27,6 +27,8 @@ async def serve_connection(
     stream: trio.abc.Stream, listener: Listener, admission: Admission, *, remote: str | None, sandbox: str | None
 ) -> None:
     """Handshake, ``listener.serve``, end. ``stream`` is closed when this returns; what the peer does raises nothing."""
+    if listener.tls is not None:  # the handshake is part of the first read
+        stream = trio.SSLStream(stream, listener.tls, server_side=True, https_compatible=True)
     try:
         async with trio.open_nursery() as nursery:
             with ExitStack() as slot:

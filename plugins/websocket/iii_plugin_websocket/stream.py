@@ -7,13 +7,17 @@ Everything below happens in a stream between the network and trio-websocket, whi
 * *Limits.* `FrameGuard` sees every byte before wsproto does.
 * *Abort.* ``abort()`` is synchronous and wakes a blocked ``send_all``: a peer which reads nothing can be dropped.
 * *Broken sends.* A cancelled ``send_all`` may have written half a frame; every later one raises.
+* *Progress.* What is sent goes down in pieces, so that it can be told how far a long message got.
+* *Coalescing.* What is sent in a ``coalesced`` block goes down in one piece at its end.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from iii_plugin_websocket.guard import FrameGuard
 
 RECEIVE_SIZE = 64 * 1024
+
+_SEND_SIZE: Final = 16 * 1024
 
 _HEAD_END = b"\r\n\r\n"
 _LINGER_NOT = struct.pack("ii", 1, 0)  # close() sends RST and drops what is unsent (socket(7), SO_LINGER)
@@ -40,6 +46,8 @@ class GuardedStream(trio.abc.Stream):
 
     Attributes:
         aborted: whether `abort` was called (by the guard, too), so that what is still queued is void.
+        progress: bytes that the stream below has taken, in steps of `_SEND_SIZE`. trio keeps the unsent part of a
+            socket's buffer short (``TCP_NOTSENT_LOWAT``), so the figure moves with the peer and not by megabytes.
         refusal: what the guard did not like.
         until_end: a scope to enter once around a wait that is pointless when nothing more can be received.
     """
@@ -54,6 +62,10 @@ class GuardedStream(trio.abc.Stream):
         self._send_scope: trio.CancelScope | None = None
         self._broken = False
         self._closed = False
+        self._socket = _socket_below(stream)
+        self._held: bytearray | None = None
+        self._sending = trio.StrictFIFOLock()  # a pong of the reader's may meet the end of a coalesced block
+        self.progress = 0
         self.aborted = False
         self.refusal: str | None = None
         self.until_end = trio.CancelScope()
@@ -62,6 +74,17 @@ class GuardedStream(trio.abc.Stream):
     def close_seen(self) -> bool:
         """Whether the peer began a closing handshake."""
         return self._guard.close_seen
+
+    @asynccontextmanager
+    async def coalesced(self) -> AsyncGenerator[None]:
+        """Hold what is sent in this block back, and send it at its end; not if the block fails. One task at a time."""
+        held = self._held = bytearray()
+        try:
+            yield
+        finally:
+            self._held = None
+        if held:
+            await self._send(held)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As `trio.abc.ReceiveStream.receive_some`; what was read ahead may be longer than ``max_bytes``."""
@@ -95,18 +118,32 @@ class GuardedStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """As `trio.abc.SendStream.send_all`, and ``abort`` wakes it with `trio.ClosedResourceError`."""
-        if self._closed:
-            raise trio.ClosedResourceError
-        if self._broken:
-            raise trio.BrokenResourceError("an earlier send was cancelled half-way")
-        with trio.CancelScope() as self._send_scope:
-            self._broken = True
-            await self._stream.send_all(data)
-            self._broken = False
-            self._accepted.set()
-        if self._send_scope.cancelled_caught:
-            raise trio.ClosedResourceError("the connection was dropped")
-        self._send_scope = None
+        if self._held is not None and not self._closed:
+            await trio.lowlevel.checkpoint()
+            self._held += data
+        else:
+            await self._send(data)
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        async with self._sending:
+            if self._closed:
+                raise trio.ClosedResourceError
+            if self._broken:
+                raise trio.BrokenResourceError("an earlier send was cancelled half-way")
+            with trio.CancelScope() as self._send_scope, memoryview(data) as view:
+                self._broken = True
+                await self._send_pieces(view)
+                self._broken = False
+                self._accepted.set()
+            if self._send_scope.cancelled_caught:
+                raise trio.ClosedResourceError("the connection was dropped")
+            self._send_scope = None
+
+    async def _send_pieces(self, view: memoryview) -> None:
+        for start in range(0, len(view), _SEND_SIZE):
+            piece = view[start : start + _SEND_SIZE]
+            await self._stream.send_all(piece)
+            self.progress += len(piece)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As `trio.abc.SendStream.wait_send_all_might_not_block`."""
@@ -129,10 +166,10 @@ class GuardedStream(trio.abc.Stream):
         if self._closed:
             return
         self._closed = True
-        if isinstance(self._stream, trio.SocketStream):
+        if self._socket is not None:
             if not self.close_seen:  # else our answer to the close frame may still be on its way
-                self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-            self._stream.socket.close()
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            self._socket.close()
 
     def _frames(self, data: bytes) -> bytes:
         """The part of ``data`` that is frames: on the client's side, what stands behind the response head."""
@@ -145,3 +182,11 @@ class GuardedStream(trio.abc.Stream):
         frames = bytes(self._response[end + len(_HEAD_END) :])
         self._response = None
         return frames
+
+
+def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """The socket that a stream ends in, with TLS or without."""
+    if isinstance(stream, trio.SSLStream):
+        secured = cast("trio.SSLStream[trio.abc.Stream]", stream)
+        stream = secured.transport_stream
+    return stream.socket if isinstance(stream, trio.SocketStream) else None

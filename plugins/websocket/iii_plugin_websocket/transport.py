@@ -46,6 +46,7 @@ class WebSocketTransport(MessageTransport):
             max_connections=settings.max_connections, max_pending=settings.max_pending_handshakes
         )
         self._clients = clients
+        self._ca_file = settings.ca_file
 
     async def listen(
         self,
@@ -61,7 +62,8 @@ class WebSocketTransport(MessageTransport):
             EngineError: the address cannot be bound for another reason.
         """
         listeners = await _bind(address)
-        bound = ListenAddress(host=address.host, port=listeners[0].socket.getsockname()[1])
+        port = listeners[0].socket.getsockname()[1]
+        bound = ListenAddress(host=address.host, port=port, secure=listener.tls is not None)
 
         async def serve(stream: trio.SocketStream) -> None:
             try:
@@ -94,6 +96,7 @@ class WebSocketTransport(MessageTransport):
         Raises:
             UsageError: ``url`` is not one of ``ws:`` or ``wss:``.
             EngineNotRunning: nothing answers.
+            TlsError: the engine's certificate is not to be trusted.
             EngineError: what answers refuses the connection, or speaks no WebSocket.
         """
         limits = limits or Limits()
@@ -101,7 +104,7 @@ class WebSocketTransport(MessageTransport):
         fields = encode_headers(headers or {})
         try:
             with trio.fail_after(limits.handshake_timeout):
-                stream = GuardedStream(await dial(parts), FrameGuard(limits.max_message))
+                stream = GuardedStream(await dial(parts, self._ca_file), FrameGuard(limits.max_message))
                 open_connection = opener(stream, parts, fields, limits)
                 request = ConnectionRequest(path=parts.path or "/", query=parts.query)
                 peer: Peer = await self._clients.start(run_protocol, open_connection, stream, request, limits)

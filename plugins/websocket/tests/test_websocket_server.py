@@ -242,6 +242,7 @@ class TestEnds:
 
     async def test_abort_is_a_reset_without_a_close_frame_even_with_unsent_data(self, server: Server) -> None:
         async with server.wire() as wire:
+            assert isinstance(wire.stream, trio.SocketStream)
             wire.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             peer = await self.pair(server, wire)
             async with trio.open_nursery() as nursery:

@@ -40,9 +40,9 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool =
 
 @dataclass
 class Wire:
-    """One TCP connection to the listener."""
+    """One connection to the listener, TCP or TLS."""
 
-    stream: trio.SocketStream
+    stream: trio.abc.Stream
     buffer: bytes = b""
 
     async def send(self, data: bytes) -> None:
