@@ -69,6 +69,7 @@ class Endpoint(ABC):
     Attributes:
         functions: ids by which the worker knows its functions → ids under which they are registered.
         trigger_types, triggers: ids that it owns.
+        unserved: ids of functions that it wants called over HTTP, which nobody here does.
         calls: its calls without an answer yet.
         executing: calls that it has not answered yet, by the engine's invocation id. A caller that left is not in them.
         trusted: part of the engine; may register ``engine::`` ids.
@@ -86,6 +87,7 @@ class Endpoint(ABC):
         self.credit = Credit(limits)
         self.functions: dict[str, str] = {}
         self.trigger_types: set[str] = set()
+        self.unserved: set[str] = set()
         self.triggers: set[str] = set()
         self.calls: set[Invocation] = set()
         self.executing: dict[str, Invocation] = {}

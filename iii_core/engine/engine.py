@@ -336,6 +336,10 @@ async def open_engine(
         plugins: where transports and in-process workers come from, such as an `iii_core.host.PluginHost`.
         context: folders for providers; by default a private temporary folder that goes with the engine.
 
+    At the end of the block workers are asked to stop and have `WORKER_GRACE` seconds for it. When the block is
+    cancelled from outside nobody is asked: the workers' own context managers see the cancellation at once, so what a
+    worker must not lose it saves in a ``finally``, shielded for a bounded time.
+
     Raises:
         ConfigError, PluginMissing, AddressInUse: as `Engine.apply`. An exception of the block comes out as it is.
     """

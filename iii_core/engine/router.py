@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ENQUEUE_FUNCTION: Final = "engine::queue::enqueue"
 RESERVED: Final = "engine::"
+DEFAULT_NAMESPACE: Final = "default"
+UNSERVED: Final = "it is to be called over HTTP, and no worker of this engine does that"
 
 
 class Topology:
@@ -88,6 +90,7 @@ class Router:
             case m.RegisterFunction():
                 self.register_function(worker, message, message.id)
             case m.UnregisterFunction():
+                worker.unserved.discard(message.id)
                 if self.functions.remove(worker, message.id):
                     self.topology.registrations_changed()
             case m.RegisterTrigger():
@@ -110,18 +113,23 @@ class Router:
                 pass
 
     def register_function(self, worker: Endpoint, message: m.RegisterFunction, wire_id: str) -> None:
-        """Register a function; ``wire_id`` is the worker's own name for it. A refusal is logged, never sent (§1.5)."""
+        """Register a function; ``wire_id`` is the worker's own name for it.
+
+        A refusal is logged. The protocol can tell a worker of one kind alone, an id that is somebody else's (§1.5).
+        """
         limit = self.limits.functions
         reason = (
             self._refuse_id(worker, message.id, "function")
             or self._refuse_size(message)
             or _refuse_count(worker, wire_id, worker.functions, limit, "functions")
+            or self._refuse_http(worker, message)
         )
-        if reason is None and message.invocation is not m.ABSENT and not m.is_null(message.invocation):
-            reason = "this engine has no worker that calls functions over HTTP"
         if reason is not None:
             worker.complain(f"refused the function {message.id[:100]!r}: {reason}")
+            if message.id.startswith(RESERVED) and self._refuse_length(message.id) is None:
+                worker.send(self._rejection(message.id), worker)
             return
+        worker.unserved.discard(message.id)
         worker.ready = True
         self.functions.add(worker, message, wire_id)
         self.topology.registrations_changed()
@@ -173,6 +181,8 @@ class Router:
             self._enqueue(caller, request)
         elif function is None:
             text = f"Function {request.function_id} not found"
+            if any(request.function_id in worker.unserved for worker in self.workers.values()):
+                text += f": {UNSERVED}"
             invocations.fail(caller, request, codes.FUNCTION_NOT_FOUND, text)
         else:
             data = request.data if caller.trusted else with_caller(request.data, caller.id)
@@ -255,6 +265,23 @@ class Router:
         if not identifier:
             return f"an empty {kind} id"
         return self._refuse_length(identifier)
+
+    def _refuse_http(self, worker: Endpoint, message: m.RegisterFunction) -> str | None:
+        """A function that is called over HTTP is not the worker's own to run; its callers are told why (§7)."""
+        if m.is_null(message.invocation):
+            return None
+        if len(worker.unserved) < self.limits.functions:
+            worker.unserved.add(message.id)
+        return UNSERVED
+
+    def _rejection(self, function_id: str) -> m.RegistrationRejected:
+        owner = self.functions.get(function_id)
+        return m.RegistrationRejected(
+            code=codes.FUNCTION_NAMESPACE_CONFLICT,
+            namespace=DEFAULT_NAMESPACE,
+            function_id=function_id,
+            owner_worker_id=owner.owner.id if owner is not None else "",
+        )
 
     def _refuse_length(self, identifier: str) -> str | None:
         if len(identifier.encode()) <= self.limits.id_length:

@@ -155,6 +155,15 @@ class WorkerRegistered(WireMessage, tag="workerregistered"):
     reattach_token: str
 
 
+class RegistrationRejected(WireMessage, tag="registrationrejected"):
+    """A function that was not registered. SDKs from 0.23 on log it and go on; older ones ignore it (§1.5, §9.1)."""
+
+    code: str
+    namespace: str
+    function_id: str
+    owner_worker_id: str
+
+
 class AccessError(WireMessage, tag="error"):
     """Why a connection is about to be closed."""
 
@@ -184,5 +193,6 @@ ToWorker: TypeAlias = (
     | InvocationResult
     | Pong
     | WorkerRegistered
+    | RegistrationRejected
     | AccessError
 )

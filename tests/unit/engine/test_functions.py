@@ -67,6 +67,32 @@ async def test_refused_ids(connect: Any, function_id: str) -> None:
     assert "workers" in await worker.call("engine::workers::list", {})
 
 
+@pytest.mark.parametrize(
+    ("function_id", "owner"), [("engine::workers::list", "iii-engine-functions"), ("engine::mine", "")]
+)
+async def test_a_worker_is_told_that_an_id_is_the_engines(connect: Any, function_id: str, owner: str) -> None:
+    """As the frame that SDKs from 0.23 on log; every other code would end them."""
+    worker = await connect()
+    await worker.send("registerfunction", id=function_id)
+    assert await worker.expect("registrationrejected") == {
+        "type": "registrationrejected",
+        "code": "FUNCTION_NAMESPACE_CONFLICT",
+        "namespace": "default",
+        "function_id": function_id,
+        "owner_worker_id": owner,
+    }
+
+
+@pytest.mark.parametrize("function_id", ["", "x" * 1025, "engine::" + "x" * 1025])
+async def test_other_refusals_are_logged_alone(
+    connect: Any, caplog: pytest.LogCaptureFixture, function_id: str
+) -> None:
+    worker = await connect()
+    await worker.send("registerfunction", id=function_id)
+    await worker.expect_silence()
+    assert "refused the function" in caplog.text
+
+
 async def test_an_id_at_the_limit_and_a_strange_one(connect: Any) -> None:
     worker = await connect()
     for function_id in ("x" * 1024, "stream::get(todos)", "enginex::f", "a b\n\u202e"):
@@ -101,8 +127,25 @@ async def test_the_size_of_a_registration_is_capped(open_bench: Any) -> None:
 async def test_http_functions_are_not_dispatched_to_the_worker(connect: Any) -> None:
     worker = await connect()
     await worker.send("registerfunction", id="a::http", invocation={"url": "http://127.0.0.1:9/", "method": "POST"})
-    assert (await worker.call_error("a::http"))["code"] == "function_not_found"
     await worker.expect_silence()
+    error = await worker.call_error("a::http")
+    assert error["code"] == "function_not_found"
+    assert error["message"].startswith("Function a::http not found: it is to be called over HTTP")
+    await worker.send("unregisterfunction", id="a::http")
+    assert (await worker.call_error("a::http"))["message"] == "Function a::http not found"
+
+
+async def test_a_function_may_turn_from_http_to_its_worker(connect: Any) -> None:
+    worker, caller = await connect(), await connect()
+    await worker.send("registerfunction", id="a::f", invocation={"url": "http://127.0.0.1:9/"})
+    await worker.send("registerfunction", id="a::f")
+    await worker.settle()
+    call_id = await caller.start_call("a::f")
+    await worker.answer(await worker.expect("invokefunction"), 1)
+    assert (await caller.result(call_id))["result"] == 1
+    await worker.send("unregisterfunction", id="a::f")
+    await worker.settle()
+    assert (await caller.call_error("a::f"))["message"] == "Function a::f not found"
 
 
 async def test_old_messages_without_effect(connect: Any) -> None:

@@ -323,3 +323,29 @@ async def test_a_stream_out_of_a_sandbox() -> None:
         await ended.wait()
         with pytest.raises((trio.BrokenResourceError, trio.EndOfChannel, trio.ClosedResourceError)):
             await near.send_all(b"x")
+
+
+async def test_an_engine_that_is_cancelled_asks_nobody_and_lets_workers_save(open_bench: Any) -> None:
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def open_saver(config: Any, client: EngineClient, context: OpenContext) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await trio.lowlevel.checkpoint()
+                log.append("saved")
+
+    config = EngineConfig(listeners=(LISTENER,), workers={"saver": {}})
+    with trio.CancelScope() as scope:
+        async with open_bench(InProcessWorker(name="saver", open=open_saver), config=config) as bench:
+            worker = await bench.worker()
+            start = trio.current_time()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert log == ["saved"]
+    assert trio.current_time() - start < 1
+    assert worker.peer.aborted
+    assert worker.peer.close_code is None
