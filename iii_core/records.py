@@ -83,9 +83,13 @@ class RegistryResolver(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """Whether a backend can work on this machine, why not, and what would help."""
+    """Whether a backend can work on this machine, why not, and what would help.
+
+    With ``automatic=False`` it works but is used only where it is asked for by name; ``reason`` then says why.
+    """
 
     ok: bool
+    automatic: bool = True
     reason: str = ""
     hint: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])

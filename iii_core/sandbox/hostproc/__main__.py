@@ -22,7 +22,9 @@ from iii_core.sandbox.hostproc.reaper import reap_orphans
 from iii_core.sandbox.hostproc.server import serve
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SHUTDOWN_LIMIT = 30.0
+_CLONE_NEWNS = 0x20000
+_MS_REC = 0x4000
+_MS_SLAVE = 0x80000
 
 
 async def _main(sock: socket.socket) -> None:
@@ -41,6 +43,15 @@ async def _end_on_signal(sock: socket.socket) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
+def _keep_mounts_private(libc: ctypes.CDLL) -> None:
+    """What backends mount is seen by their sandboxes alone and ends with them (mount_namespaces(7)).
+
+    Not being allowed to is no failure: a container's root may lack the right, and its backends then cannot mount either.
+    """
+    if libc.unshare(_CLONE_NEWNS) == 0:
+        libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+
+
 def main() -> None:
     """Run the sandbox host on the descriptor that the command line names."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
@@ -48,6 +59,8 @@ def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    if os.geteuid() == 0:
+        _keep_mounts_private(libc)
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         sock.set_inheritable(False)
         trio.run(_main, sock)

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trio
+from iii_sandbox_guest import fetch_kernel
 
 from iii_core.records import OpenContext
 from iii_core.sandbox.port import RootImage
@@ -32,6 +34,14 @@ def tiny_image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
         stdout=subprocess.DEVNULL,
     )
     return RootImage(path=path, format="squashfs", digest="sha256:" + "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def guest_kernel_home() -> Path:
+    """An ``$III_HOME`` with a kernel for virtual machines, fetched at the first use."""
+    home = Path(__file__).parents[3] / "build" / "guest"
+    trio.run(fetch_kernel, home)
+    return home
 
 
 @pytest.fixture

@@ -1,0 +1,92 @@
+"""A guest that runs under libvirt, until nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from iii_core.errors import SandboxError
+from iii_core.sandbox.host_processes import ProcessId
+from iii_core.sandbox.launcher import Boot
+
+if TYPE_CHECKING:
+    from iii_core.sandbox.host_processes import ProcessRecords
+    from iii_sandbox_libvirt.connection import Connection
+    from iii_sandbox_libvirt.places import Place
+
+DESTROY_TIMEOUT: Final = 5.0
+FAREWELL_TIMEOUT: Final = 5.0
+_PEERCRED: Final = struct.Struct("3i")
+
+
+class LibvirtBoot(Boot):
+    """One run of a domain. QEMU's own process says when it has ended, and how: that works whoever its parent is."""
+
+    def __init__(
+        self, name: str, connection: Connection, place: Place, link: socket.socket, stopped: trio.Event
+    ) -> None:
+        self.name = name
+        self.link = link
+        self.pid = self._qemu = peer_pid(link)
+        self.ended = trio.Event()
+        self.exit = ""
+        self._connection = connection
+        self._place = place
+        self._stopped = stopped
+        self._pidfd = os.pidfd_open(self._qemu)
+
+    async def run(self, records: ProcessRecords, *, task_status: trio.TaskStatus[None]) -> None:
+        """Wait for QEMU's end and tidy up. One task must run this for as long as the driver is open."""
+        identity = ProcessId.of(self._qemu)
+        if identity is not None:
+            records.add(identity)
+        task_status.started()
+        await trio.lowlevel.wait_readable(self._pidfd)
+        self.exit = self._reap()
+        with trio.CancelScope(shield=True):
+            await self._until_libvirt_knows()
+        if identity is not None:
+            records.discard(identity)
+        os.close(self._pidfd)
+        self._place.remove()
+        self.ended.set()
+
+    def _reap(self) -> str:
+        """How QEMU ended. As its subreaper we collect it, which libvirt waits for; else all we know is that it did."""
+        try:
+            pid, status = os.waitpid(self._qemu, os.WNOHANG)
+        except ChildProcessError:
+            return "exit"
+        code = os.waitstatus_to_exitcode(status) if pid else 0
+        return f"signal {-code}" if code < 0 else f"exit {code}"
+
+    async def _until_libvirt_knows(self) -> None:
+        """The name is free again only then."""
+        with trio.move_on_after(FAREWELL_TIMEOUT):
+            await self._stopped.wait()
+            return
+        with trio.move_on_after(FAREWELL_TIMEOUT), suppress(SandboxError):
+            await self._connection.destroy(self.name)
+
+    async def kill(self) -> None:
+        """See `Boot.kill`."""
+        if self.ended.is_set():
+            return
+        with trio.move_on_after(DESTROY_TIMEOUT) as scope, suppress(SandboxError):
+            await self._connection.destroy(self.name)
+        if scope.cancelled_caught:
+            with suppress(ProcessLookupError, PermissionError, OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self.ended.wait()
+
+
+def peer_pid(connected: socket.socket) -> int:
+    """The process at the other end of a Unix socket: who connected (unix(7), ``SO_PEERCRED``)."""
+    pid, _, _ = _PEERCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return int(pid)

@@ -1,0 +1,176 @@
+"""One connection to libvirt for a trio program: calls in threads, errors as ours, events as plain data."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from iii_core.errors import BackendUnavailable, SandboxError
+from iii_core.link.nursery import open_service_nursery
+from iii_sandbox_libvirt.api import Library, load
+from iii_sandbox_libvirt.eventloop import EventLoop
+from iii_sandbox_libvirt.zombies import Zombies
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from iii_sandbox_libvirt.api import Connect, Domain
+
+T = TypeVar("T")
+OPEN_TIMEOUT: Final = 10.0
+MAX_CALLS: Final = 8  # at a time; each has a thread
+_log = logging.getLogger("iii.sandbox.libvirt")
+
+
+class Connection:
+    """An open connection. Methods may be called concurrently; cancelling one waits for libvirt to answer."""
+
+    def __init__(self, library: Library, handle: Connect, zombies: Zombies) -> None:
+        self._zombies = zombies
+        self._library = library
+        self._handle = handle
+        self._threads = trio.CapacityLimiter(MAX_CALLS)
+        self._token = trio.lowlevel.current_trio_token()
+        self._stopped: dict[str, trio.Event] = {}
+        self._subscription = handle.domainEventRegisterAny(
+            None, library.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
+        )
+
+    async def create(self, name: str, xml: str, *, autodestroy: bool) -> trio.Event:
+        """Create and start a transient domain; the event is set when libvirt says that it has stopped.
+
+        Raises `SandboxError` with libvirt's words; then there is no such domain.
+        """
+        stopped = self._stopped[name] = trio.Event()
+        flags = self._library.VIR_DOMAIN_START_AUTODESTROY if autodestroy else 0
+        try:
+            await self._call(partial(self._handle.createXML, xml, flags))
+        except BaseException:
+            self._stopped.pop(name, None)
+            raise
+        return stopped
+
+    async def destroy(self, name: str) -> None:
+        """End a domain at once. Does nothing if there is none of that name."""
+        domain = await self._lookup(name)
+        if domain is not None:
+            with suppress(_Gone):
+                await self._call(domain.destroy, abandon=True)
+
+    async def names(self) -> list[str]:
+        """The names of the domains that run."""
+        domains = await self._call(self._handle.listAllDomains)
+        return [domain.name() for domain in domains]
+
+    async def _lookup(self, name: str) -> Domain | None:
+        try:
+            return await self._call(partial(self._handle.lookupByName, name))
+        except _Gone:
+            return None
+
+    async def _call(self, act: Callable[[], T], *, abandon: bool = False) -> T:
+        """``abandon``: whoever cancels this does not wait for libvirt's answer."""
+        async with open_service_nursery() as nursery:
+            nursery.start_soon(self._zombies.reap)
+            return await trio.to_thread.run_sync(
+                partial(self._translated, act), limiter=self._threads, abandon_on_cancel=abandon
+            )
+
+    def _translated(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except self._library.libvirtError as error:
+            raise translated(self._library, error) from error
+
+    def _lifecycle(self, _: Connect, domain: Domain, event: int, detail: int, opaque: object) -> None:
+        """Called by libvirt's thread."""
+        if event == self._library.VIR_DOMAIN_EVENT_STOPPED:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._note_stopped, domain.name())
+
+    def _note_stopped(self, name: str) -> None:
+        stopped = self._stopped.pop(name, None)
+        if stopped is not None:
+            stopped.set()
+
+    async def close(self) -> None:
+        """Close; libvirt forgets nothing of an embedded connection's domains, so they must be gone by now."""
+        with suppress(SandboxError):
+            await self._call(partial(self._handle.domainEventDeregisterAny, self._subscription))
+        with suppress(SandboxError):
+            await self._call(self._handle.close)
+
+
+class _Gone(SandboxError):
+    """There is no such domain."""
+
+
+def translated(library: Library, error: Exception) -> SandboxError:
+    """libvirt's error as one of ours."""
+    code = getattr(error, "get_error_code", lambda: -1)()
+    message = getattr(error, "get_error_message", lambda: str(error))() or str(error)
+    if code == library.VIR_ERR_NO_DOMAIN:
+        return _Gone(f"libvirt: {message}")
+    return SandboxError(f"libvirt: {message}", details={"backend": "libvirt", "libvirt_code": code})
+
+
+@asynccontextmanager
+async def open_connection(uri: str, emulator: str) -> AsyncGenerator[Connection]:
+    """Connect to libvirt, whose guests run in ``emulator`` (a program's name).
+
+    Raises:
+        BackendUnavailable: the binding or the driver is missing, or libvirt refuses.
+    """
+    try:
+        library = load()
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"libvirt's Python binding cannot be loaded: {error}",
+            hint="apt install libvirt0 libvirt-daemon-driver-qemu, then reinstall iii-sandbox-libvirt",
+        ) from error
+    library.registerErrorHandler(_drop, None)  # errors come as exceptions; it would print them on stderr too
+    loop = EventLoop(library)
+    loop.start()
+    try:
+        handle = await _open(library, uri)
+        connection = Connection(library, handle, Zombies(emulator))
+        try:
+            yield connection
+        finally:
+            with trio.move_on_after(OPEN_TIMEOUT, shield=True):
+                await connection.close()
+    finally:
+        loop.stop()
+
+
+async def _open(library: Library, uri: str) -> Connect:
+    try:
+        with trio.fail_after(OPEN_TIMEOUT):
+            return await trio.to_thread.run_sync(library.open, uri, abandon_on_cancel=True)
+    except trio.TooSlowError as error:
+        raise BackendUnavailable(f"libvirt at {uri} did not answer within {OPEN_TIMEOUT:g} s") from error
+    except library.libvirtError as error:
+        message = translated(library, error).message
+        raise BackendUnavailable(f"{message} ({uri})", hint=_hint(message)) from error
+
+
+def _hint(message: str) -> str | None:
+    """What helps against libvirt's usual refusals."""
+    for words, hint in (
+        ("Failed to parse user", "apt install libvirt-daemon-system, which makes QEMU's user"),
+        ("Failed to connect socket", "start libvirtd, or set `connection: embed`"),
+        ("no connection driver available", "apt install libvirt-daemon-driver-qemu qemu-system-x86"),
+        ("Cannot find", "apt install qemu-system-x86"),
+        ("Failed to acquire pid file", "another process uses this folder; stop it"),
+    ):
+        if words in message:
+            return hint
+    return None
+
+
+def _drop(*_: object) -> None:
+    """libvirt's error handler."""

@@ -1,0 +1,91 @@
+"""Opens the backend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from iii_core.errors import BackendUnavailable
+from iii_core.sandbox.host_processes import ProcessRecords
+from iii_core.sandbox.hostclient import PROCESS_FOLDER
+from iii_core.sandbox.launching import open_launched
+from iii_sandbox_libvirt.connection import open_connection
+from iii_sandbox_libvirt.machine import LibvirtLauncher
+from iii_sandbox_libvirt.places import Places, User, hide_kvm
+from iii_sandbox_libvirt.policy import EMBEDDED, Accelerator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from iii_core.records import OpenContext
+    from iii_core.sandbox.port import SandboxDriver
+    from iii_sandbox_libvirt.connection import Connection
+    from iii_sandbox_libvirt.policy import Settings
+
+URIS: Final = {"session": "qemu:///session", "system": "qemu:///system"}
+
+
+def find_emulator(settings: Settings, context: OpenContext) -> Path:
+    """QEMU. Raises `BackendUnavailable`."""
+    found = shutil.which(settings.emulator, path=context.environ.get("PATH"))
+    if found is None:
+        raise BackendUnavailable(f"{settings.emulator} is not installed", hint="apt install qemu-system-x86")
+    return Path(found)
+
+
+def qemu_user(settings: Settings) -> User | None:
+    """Whom QEMU runs as, if not as us. Raises `BackendUnavailable`."""
+    return User.named(settings.user) if settings.connection == EMBEDDED and os.geteuid() == 0 else None
+
+
+@asynccontextmanager
+async def open_driver(
+    settings: Settings, context: OpenContext, accelerator: Accelerator, *, purpose: str = "vm"
+) -> AsyncGenerator[SandboxDriver]:
+    """Open the backend; all its sandboxes end with the block, their writable layers stay.
+
+    A process may have one open driver for each ``purpose``.
+
+    Raises:
+        BackendUnavailable: libvirt, QEMU or its user is missing, or libvirt refuses.
+    """
+    emulator = find_emulator(settings, context)
+    places = Places(context.runtime_dir, qemu_user(settings), purpose)
+    if accelerator is Accelerator.TCG and places.user is not None:
+        hide_kvm(places)
+    async with open_connection(_uri(settings, places), emulator.name) as connection:
+        await _sweep(connection, places)
+        places.open()
+        try:
+            async with open_launched(
+                lambda nursery: LibvirtLauncher(
+                    settings=settings,
+                    home=context.home,
+                    emulator=emulator,
+                    accelerator=accelerator,
+                    connection=connection,
+                    places=places,
+                    records=ProcessRecords(context.runtime_dir / PROCESS_FOLDER),
+                    nursery=nursery,
+                )
+            ) as driver:
+                yield driver
+        finally:
+            places.close()
+
+
+def _uri(settings: Settings, places: Places) -> str:
+    """The connection's URI; for the embedded one, after its folder has been made."""
+    if settings.connection != EMBEDDED:
+        return URIS.get(settings.connection, settings.connection)
+    return f"qemu:///embed?root={places.write_qemu_conf()}"
+
+
+async def _sweep(connection: Connection, places: Places) -> None:
+    """End what a predecessor of ours left running."""
+    for name in await connection.names():
+        if name.startswith(f"iii-{places.scope}-"):
+            await connection.destroy(name)

@@ -1,0 +1,48 @@
+"""iii-sandbox-libvirt: the hook implementations of this distribution."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from iii_core import hookimpl
+from iii_core.records import SandboxBackend
+from iii_core.sandbox.port import Isolation
+from iii_sandbox_libvirt.policy import CAPABILITIES, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from iii_core.records import OpenContext, ProbeResult
+    from iii_core.sandbox.port import SandboxDriver
+
+
+@hookimpl
+def iii_sandbox_backends() -> Iterable[SandboxBackend]:
+    """Declare the ``libvirt`` backend."""
+    yield SandboxBackend(
+        name="libvirt",
+        summary="virtual machines through libvirt and QEMU: a kernel of their own; KVM, or slow emulation",
+        isolation=Isolation.MICROVM,
+        strength=50,
+        capabilities=CAPABILITIES,
+        config=Settings,
+        probe=_probe,
+        open=_open,
+    )
+
+
+@asynccontextmanager
+async def _open(settings: Settings, context: OpenContext) -> AsyncGenerator[SandboxDriver]:
+    from iii_sandbox_libvirt.driver import open_driver
+    from iii_sandbox_libvirt.probe import find_accelerator
+
+    verdict = await find_accelerator(settings, context)
+    async with open_driver(settings, context, verdict.accelerator) as driver:
+        yield driver
+
+
+async def _probe(settings: Settings, context: OpenContext) -> ProbeResult:
+    from iii_sandbox_libvirt.probe import probe
+
+    return await probe(settings, context)
