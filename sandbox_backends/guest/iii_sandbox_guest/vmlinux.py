@@ -58,7 +58,7 @@ def has_pvh_entry(vmlinux: bytes) -> bool:
             kind, offset, length = struct.unpack_from("<I4xQ16xQ", vmlinux, at + number * size)
             if kind == _PT_NOTE and _PVH_ENTRY in _note_types(vmlinux[offset : offset + length]):
                 return True
-    except struct.error:
+    except (struct.error, OverflowError):
         pass
     return False
 

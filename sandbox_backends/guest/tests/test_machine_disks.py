@@ -28,6 +28,11 @@ async def sh(agent: Agent, script: str) -> str:
     return (out + err).decode()
 
 
+async def run_tool(*argv: str | Path) -> str:
+    done = await trio.run_process(argv, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True)
+    return (done.stdout + done.stderr).decode()
+
+
 def cost(path: Path) -> int:
     return path.stat().st_blocks * 512
 
@@ -48,14 +53,10 @@ async def test_two_machines_of_one_image_keep_what_they_write_to_themselves(root
         assert await sh(two, "ls /bin/wc") == "/bin/wc\n"
         assert "No space left" in await sh(two, "dd if=/dev/zero of=/workspace/big bs=1M count=40")
         assert await sh(two, "rm /workspace/big; echo other >/workspace/file; cat /workspace/file") == "other\n"
-        assert await sh(
-            one, "df -k / | tail -1 | grep -q overlay; dd if=/dev/zero of=/workspace/big bs=1M count=40; sync"
-        )
+        assert await sh(one, "dd if=/dev/zero of=/workspace/big bs=1M count=40; sync")
         assert await sh(one, "rm /workspace/big; sync; cat /workspace/file") == "mine\n"
     assert cost(first.data) <= 10 << 20  # what was deleted inside is the host's again
-    checked = subprocess.run(["/sbin/e2fsck", "-fn", first.data], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout
-    assert "recover" not in checked.stdout + checked.stderr
+    assert "recover" not in await run_tool("/sbin/e2fsck", "-fn", first.data)
     async with first.booted() as one:
         assert await sh(one, "cat /workspace/file /etc/hosts; ls /bin/wc") == (
             "mine\nchanged\nls: /bin/wc: No such file or directory\n"
@@ -93,7 +94,9 @@ async def test_a_writable_disk_without_a_file_system_says_so(root_image: Path, t
 
 async def test_a_damaged_root_image_says_so(root_image: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
-    damaged.write_bytes(b"\xff" * 4096 + root_image.read_bytes()[4096:])
+    await run_tool("cp", root_image, damaged)
+    with damaged.open("r+b") as file:
+        file.write(b"\xff" * 4096)
     said = await fails(Machine(tmp_path / "machine", damaged))
     assert said == "iii-agent: cannot boot: mounting the root image (/dev/vda as squashfs): Invalid argument"
 
@@ -120,7 +123,7 @@ async def test_a_module_that_is_missing_or_does_not_fit_says_so(root_image: Path
 @pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")
 async def test_erofs_images_boot_too(root_image: Path, tmp_path: Path) -> None:
     image = tmp_path / "root.erofs"
-    subprocess.run(["mkfs.erofs", image, root_image.parent / "tree"], check=True, capture_output=True)
+    await run_tool("mkfs.erofs", image, root_image.parent / "tree")
     needs = Needs(data_disk=False, image_format="erofs")
     async with Machine(tmp_path / "machine", image, needs=needs).booted() as agent:
         assert await sh(agent, "echo fine") == "fine\n"

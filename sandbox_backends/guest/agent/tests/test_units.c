@@ -2,11 +2,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "check.h"
+#include "cmdline.h"
 #include "flow.h"
 #include "frame.h"
 #include "link.h"
@@ -259,6 +261,93 @@ static void test_spawn_spec(void) {
     payload_free(&built);
 }
 
+static void test_cmdline(void) {
+    struct cmdline c;
+    char wrong[CMDLINE_VALUE];
+    CHECK(cmdline_parse(&c, "console=ttyS0 quiet iii.link=virtio:iii.agent iii.later=1\n", wrong));
+    CHECK(strcmp(c.port, "iii.agent") == 0 && c.vsock_port == 0 && strcmp(c.root, "iii-root") == 0);
+    CHECK(strcmp(c.format, "squashfs") == 0 && c.data[0] == 0 && c.pids == 0);
+    CHECK(cmdline_parse(&c, "iii.link=vsock:1024 iii.data=d iii.root=r iii.format=erofs iii.pids=7", wrong));
+    CHECK(c.port[0] == 0 && c.vsock_port == 1024 && strcmp(c.data, "d") == 0 && strcmp(c.root, "r") == 0 && c.pids == 7);
+    CHECK(!cmdline_parse(&c, "quiet", wrong) && strcmp(wrong, "iii.link=") == 0);
+    static const char *const BAD[] = {
+        "iii.link=",   "iii.link=virtio:", "iii.link=vsock:0", "iii.link=vsock:-1", "iii.link=vsock:1x", "iii.pids=0",
+        "iii.root=", "iii.link=vsock:99999999999", "iii.link=vsock:18446744073709551617",
+    };
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++)
+        CHECK(!cmdline_parse(&c, BAD[i], wrong) && strcmp(wrong, BAD[i]) == 0);
+    char big[300] = "iii.link=virtio:";
+    memset(big + strlen(big), 'x', CMDLINE_VALUE);
+    CHECK(!cmdline_parse(&c, big, wrong) && strlen(wrong) == CMDLINE_VALUE - 1);
+    memset(big, 'y', 250); /* what is not ours may be of any size */
+    strcpy(big + 250, " iii.link=virtio:p ");
+    CHECK(cmdline_parse(&c, big, wrong) && strcmp(c.port, "p") == 0);
+}
+
+/* --- a link that outlives its connections: a port that says end of file and goes on, another descriptor --- */
+
+static void on_link_ended(struct link *l) { ++*(int *)l->owner; }
+
+static void say_hello(int fd, uint64_t epoch) {
+    uint8_t hello[FRAME_HEADER + HELLO_SIZE] = {0};
+    uint8_t *at = frame_header(hello, FRAME_HELLO, 0, HELLO_SIZE);
+    memcpy(at, MAGIC, MAGIC_SIZE);
+    put_u64(at + 16, epoch);
+    put_u16(at + 32, LINK_VERSION);
+    CHECK(write(fd, hello, sizeof hello) == sizeof hello);
+}
+
+static void pump(struct loop *loop, struct link *l) {
+    for (int i = 0; i < 4; i++) {
+        loop_step(loop, false);
+        while (link_pump(l))
+            ;
+    }
+}
+
+static uint64_t answered_epoch(int fd) {
+    uint8_t answer[4096];
+    ssize_t count = read(fd, answer, sizeof answer);
+    return count == FRAME_HEADER + HELLO_SIZE ? get_u64(answer + FRAME_HEADER + 24) : 0;
+}
+
+static void test_link_outlives_connections(void) {
+    struct loop loop;
+    static struct link l;
+    int first[2], second[2], ended = 0;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, first) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, second) == 0);
+    loop_init(&loop);
+    link_init(&l, &loop);
+    l.ended = on_link_ended;
+    l.owner = &ended;
+    pump(&loop, &l); /* nobody there yet */
+    CHECK(link_attach(&l, first[0]));
+    say_hello(first[1], 5);
+    pump(&loop, &l);
+    CHECK(answered_epoch(first[1]) == 5 && ended == 0);
+    CHECK(write(first[1], "\xff\0", 2) == 2); /* a frame's beginning, and the end */
+    shutdown(first[1], SHUT_WR);
+    pump(&loop, &l);
+    CHECK(ended == 1 && link_idle(&l) && l.peer_epoch == 0);
+    CHECK(link_attach(&l, second[0]));
+    say_hello(second[1], 6);
+    pump(&loop, &l);
+    CHECK(answered_epoch(second[1]) == 6 && ended == 1);
+    int file = open("/proc/self/status", O_RDONLY);
+    CHECK(!link_attach(&l, file)); /* epoll takes no files */
+    CHECK(link_attach(&l, -1));
+    close(file);
+    for (int i = 0; i < 2; i++) {
+        close(first[i]);
+        close(second[i]);
+    }
+    close(loop.epoll);
+    free(loop.garbage);
+    free(l.out);
+    parser_free(&l.parser);
+}
+
 int main(void) {
     signal(SIGPIPE, SIG_IGN);
     test_frames_in_pieces();
@@ -268,6 +357,8 @@ int main(void) {
     test_timers_fire_in_order_and_can_be_stopped();
     test_sink_keeps_order_across_its_ring();
     test_spawn_spec();
+    test_cmdline();
+    test_link_outlives_connections();
     puts("ok");
     return 0;
 }
