@@ -142,11 +142,17 @@ def descendants(root: int) -> list[str]:
 
 
 def control_groups() -> list[str]:
-    """Control groups named ``iii.<pid>…`` by this program, by what it started, or by processes that are gone."""
+    """Control groups named ``iii.<pid>…`` by this program, by what it started, or by processes that are gone.
+
+    A name ``iii.<pid>.<start time>.<pid namespace>…`` of another namespace is somebody else's.
+    """
+    namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     ours = {line.split()[0] for line in descendants(os.getpid())} | {str(os.getpid())}
     found: list[str] = []
     for group in Path("/sys/fs/cgroup").glob("**/iii.*"):
-        owner = group.name.split(".")[1]
+        _, owner, _, of, *_ = [*group.name.split("."), "", "", ""]
+        if of.isdecimal() and of != namespace:
+            continue
         if owner in ours or not Path("/proc", owner).exists():
             found.append(str(group))
     return found

@@ -1,7 +1,8 @@
 """Resource limits through control groups, version 1 or 2, where this process may write them (``cgroups(7)``).
 
-A group is named ``iii.<pid>.<start time>.<sandbox>`` after the process that made it, so the next one can tell and
-remove what a killed predecessor left, without any record of its own.
+A group is named ``iii.<pid>.<start time>.<pid namespace>.<sandbox>`` after the process that made it, so the next one
+can tell and remove what a killed predecessor left, without any record of its own. Process ids mean something in their
+namespace alone; another container that shares this hierarchy tidies up after itself.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Cgroups:
 
     def __init__(self, parents: Mapping[str, Parent], owner: ProcessId) -> None:
         self._parents = parents
-        self._owner = owner
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        self._prefix = f"{_PREFIX}{owner.pid}.{owner.started}.{namespace}."
+        self._namespace = str(namespace)
 
     @property
     def available(self) -> frozenset[str]:
@@ -53,7 +56,7 @@ class Cgroups:
         for controller, parent in self._parents.items():
             values = _values(controller, limits, unified=parent.unified)
             if values:
-                folder = parent.folder / f"{_PREFIX}{self._owner.pid}.{self._owner.started}.{sandbox}"
+                folder = parent.folder / f"{self._prefix}{sandbox}"
                 wanted.setdefault(folder, {}).update(values)
         try:
             for folder, values in wanted.items():
@@ -73,10 +76,10 @@ class Cgroups:
         """Kill and remove what processes that no longer live have left."""
         for folder in {parent.folder for parent in self._parents.values()}:
             for group in folder.glob(f"{_PREFIX}*"):
-                parts = group.name.split(".", 3)
-                if len(parts) != 4 or not parts[1].isdecimal() or not parts[2].isdecimal():
+                _, pid, started, namespace, *_ = [*group.name.split("."), "", "", ""]
+                if namespace != self._namespace or not pid.isdecimal() or not started.isdecimal():
                     continue
-                if not ProcessId(int(parts[1]), int(parts[2])).alive():
+                if not ProcessId(int(pid), int(started)).alive():
                     _kill_all(group)
                     _remove(group)
 

@@ -152,7 +152,11 @@ class Machine:
     async def release_image(self, image: Path) -> None:
         """Unmount an image that no sandbox uses any more."""
         if self._keeper is not None and not self._keeper.gone:
-            await self._keeper.request("release", image=str(image))
+            try:
+                await self._keeper.request("release", image=str(image))
+            except SandboxError:
+                if not self._keeper.gone:  # its mounts go with it
+                    raise
 
     def notes(self) -> tuple[str, ...]:
         """What users should know about sandboxes of this machine."""

@@ -13,14 +13,15 @@ from iii_core.sandbox.port import Capability
 if TYPE_CHECKING:
     from iii_core.sandbox.port import Limits
 
+CAPABILITIES = frozenset({Capability.CPU_LIMIT, Capability.MEMORY_LIMIT, Capability.PID_LIMIT, Capability.USER_RANGE})
+"""No disk limit: writable layers are folders of the machine's file system. No network and no mounts either."""
+
 FOREIGN_ID_BASE = 0x70000000
 """First user id of sandboxes where the engine runs as root.
 
 Between systemd's container range and its "foreign" range (systemd, UIDS-GIDS.md), and far above what useradd(8) hands
 out as subordinate ids, so no account of the machine is, or may become, a sandbox's root.
 """
-
-CAPABILITIES = frozenset({Capability.CPU_LIMIT, Capability.MEMORY_LIMIT, Capability.PID_LIMIT, Capability.USER_RANGE})
 
 TMPFS_DEFAULT_MIB = 512
 BOOT_TIMEOUT = 20.0

@@ -104,7 +104,9 @@ def enter_own_namespace(uids: tuple[int, int] | None, gids: tuple[int, int] | No
         os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    return contiguous(0, count)
+    # A row of a nested map must lie within one row of ours, user_namespaces(7).
+    rows = ((0, 0, 1), (1, 1, count - 1)) if count > 1 else ((0, 0, 1),)
+    return IdMap(uids=rows, gids=rows)
 
 
 def _map_self_only(uid: int, gid: int) -> None:

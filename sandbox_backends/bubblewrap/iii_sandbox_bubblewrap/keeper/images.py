@@ -57,6 +57,10 @@ class ImageMounts:
         if mounted is not None:
             linux.unmount(mounted.directory)
 
+    def servers(self) -> set[int]:
+        """Process ids of the mounts' file system servers."""
+        return {mounted.server.pid for mounted in self._mounted.values() if mounted.server is not None}
+
     def server_ended(self, pid: int, status: int) -> bool:
         """Whether the reaped process was the server of one of our mounts."""
         for mounted in self._mounted.values():

@@ -18,14 +18,14 @@ def remove_tree(path: str) -> None:
     except FileNotFoundError:
         return
     try:
-        number = 0
-        waiting = _empty(top, top, 0)
+        prefix = f".{os.urandom(16).hex()}-"  # names that nobody could have taken
+        waiting = _empty(top, top, prefix, 0)
         number = len(waiting)
         while waiting:
             name = waiting.pop()
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
             try:
-                found = _empty(folder, top, number)
+                found = _empty(folder, top, prefix, number)
             finally:
                 os.close(folder)
             number += len(found)
@@ -36,7 +36,7 @@ def remove_tree(path: str) -> None:
     Path(path).rmdir()
 
 
-def _empty(folder: int, top: int, number: int) -> list[str]:
+def _empty(folder: int, top: int, prefix: str, number: int) -> list[str]:
     """Delete the files of a folder and move its folders to the top; their names there."""
     os.fchmod(folder, 0o700)
     moved: list[str] = []
@@ -46,6 +46,6 @@ def _empty(folder: int, top: int, number: int) -> list[str]:
         if not is_folder:
             os.unlink(name, dir_fd=folder)
         else:
-            moved.append(f".iii-removal-{os.getpid()}-{number + len(moved)}")
+            moved.append(f"{prefix}{number + len(moved)}")
             os.rename(name, moved[-1], src_dir_fd=folder, dst_dir_fd=top)
     return moved

@@ -195,8 +195,9 @@ class Keeper:
         return pid
 
     def _read_info(self, descriptor: int) -> None:
-        boot = next(boot for boot in self._boots.values() if boot.info == descriptor)
-        self._drain_info(boot)
+        for boot in list(self._boots.values()):  # none if its end came in the same round
+            if boot.info == descriptor:
+                self._drain_info(boot)
 
     def _drain_info(self, boot: _Boot) -> None:
         """bwrap writes one JSON document that names its child, and closes."""
@@ -259,8 +260,22 @@ class Keeper:
             if pid == 0:
                 break
             self._reaped(pid, status)
-        for boot in [boot for boot in self._boots.values() if boot.status is not None]:
-            self._finish(boot)
+        ended = [boot for boot in self._boots.values() if boot.status is not None]
+        if ended and not self._kill_orphans():  # else their end wakes us again
+            for boot in ended:
+                self._finish(boot)
+
+    def _kill_orphans(self) -> list[int]:
+        """Kill what a bwrap that was killed left behind: we are its subreaper, and know all other children of ours.
+
+        Its agent is among them, whether or not bwrap came to tell its number.
+        """
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+        known = {boot.monitor for boot in self._boots.values()} | self._removals.keys() | self._images.servers()
+        orphans = [pid for pid in map(int, children) if pid not in known]
+        for pid in orphans:  # unreaped children of ours: their numbers can't be anybody else's
+            os.kill(pid, signal.SIGKILL)
+        return orphans
 
     def _reaped(self, pid: int, status: int) -> None:
         if pid in self._removals:
@@ -273,11 +288,8 @@ class Keeper:
                     boot.status = status
 
     def _finish(self, boot: _Boot) -> None:
-        """bwrap has ended. If its agent lives on (bwrap was killed), the agent is our child now: kill it, wait."""
+        """Nothing of it is left."""
         self._drain_info(boot)
-        if boot.agent is not None and _is_child(boot.agent):
-            self._kill(boot.number)
-            return  # its end wakes us again
         if boot.info >= 0:
             self._close_info(boot)
         for descriptor in boot.pidfds.values():
@@ -299,14 +311,6 @@ class Keeper:
 
 def _woken(number: int, frame: FrameType | None) -> None:
     """Nothing to do: the wake-up descriptor has been written to."""
-
-
-def _is_child(pid: int) -> bool:
-    """Whether a live process of this number is our child (a zombie one is reaped by the way)."""
-    try:
-        return os.waitpid(pid, os.WNOHANG) == (0, 0)
-    except ChildProcessError:
-        return False
 
 
 def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:

@@ -1,0 +1,70 @@
+"""Runs a module of these tests as an ordinary user, in a mount namespace of its own, so that nothing here changes.
+
+    unshare --mount python ordinary.py '{"uid": …, "scratch": "/…", "files": {…}, "hide": […], "show": […]}' MODULE …
+
+The user gets to see the folders of ``show`` even if they are below somebody's private home; ``files`` have other
+contents, by path; the folders of ``hide`` are empty; ``scratch`` is an empty folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def cover(path: str, text: str, scratch: str) -> None:
+    """Give a file other contents, by an overlay of its folder."""
+    layer = tempfile.mkdtemp(dir=scratch)
+    mount("-t", "tmpfs", "-o", "mode=0755", "none", layer)
+    for name in ("upper", "work"):
+        Path(layer, name).mkdir(mode=0o755)
+    folder = Path(path).parent
+    options = f"lowerdir={folder},upperdir={layer}/upper,workdir={layer}/work"
+    mount("-t", "overlay", "-o", options, "none", str(folder))
+    Path(path).unlink(missing_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def show(paths: Iterable[str], scratch: str) -> None:
+    """Open the way to folders: a private folder above them is covered by one that holds nothing but the way."""
+    below: dict[str, list[str]] = {}
+    for path in sorted({str(Path(path).resolve()) for path in paths}):
+        closed = [str(parent) for parent in Path(path).parents if not parent.stat().st_mode & 0o001]
+        if closed:
+            below.setdefault(closed[-1], []).append(path)
+    for closed, inside in below.items():
+        stages = [tempfile.mkdtemp(dir=scratch) for _ in inside]
+        for stage, path in zip(stages, inside, strict=True):
+            mount("--bind", path, stage)
+        mount("-t", "tmpfs", "-o", "mode=0755", "none", closed)
+        for stage, path in zip(stages, inside, strict=True):
+            Path(path).mkdir(parents=True, exist_ok=True)
+            mount("--move", stage, path)
+            Path(stage).rmdir()
+
+
+def main() -> None:
+    wish = json.loads(sys.argv[1])
+    mount("--make-rprivate", "/")
+    for path, text in wish.get("files", {}).items():
+        cover(path, text, wish["scratch"])
+    for path in wish.get("hide", ()):
+        mount("-t", "tmpfs", "none", path)
+    show(wish["show"], wish["scratch"])
+    os.setgroups([])
+    os.setresgid(wish["uid"], wish["uid"], wish["uid"])
+    os.setresuid(wish["uid"], wish["uid"], wish["uid"])
+    os.chdir("/")
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+
+
+main()
