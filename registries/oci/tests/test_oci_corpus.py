@@ -159,7 +159,126 @@ def duplicates(_: Path) -> list[bytes]:
     return [buffer.getvalue(), tar_layer({}), tar_layer({"x/z": b""})]
 
 
-CORPUS = (folder_layer, system_layer, whiteouts, hard_links, replacements, merged_usr, metadata, names, duplicates)
+def opaque_root(_: Path) -> list[bytes]:
+    return [
+        tar_layer({"a/": None, "a/b": b"1", "c": Link("a")}),
+        tar_layer({".wh..wh..opq": b"", "a/": None, "d": b""}),
+    ]
+
+
+def deep(_: Path) -> list[bytes]:
+    path = "/".join(f"level{number}" for number in range(100))
+    return [tar_layer({f"{path}/file": b"1"}), tar_layer({f"{path}/.wh.file": b"", f"{path}/other": b"2"})]
+
+
+def many_files(_: Path) -> list[bytes]:
+    return [tar_layer({f"d{number % 40}/f{number}": b"%d" % number for number in range(2000)})]
+
+
+def sizes(_: Path) -> list[bytes]:
+    """Around the blocks of tar and squashfs, with zeros and without."""
+    around = (0, 1, 511, 512, 513, 131_071, 131_072, 131_073, 1_048_575, 1_048_576, 3_000_000)
+    files = {f"noise{size}": os.urandom(size) for size in around} | {f"zeros{size}": bytes(size) for size in around}
+    return [tar_layer(files)]
+
+
+def kinds_in_turn(_: Path) -> list[bytes]:
+    """A name that is something else in each layer."""
+    turns = ({"x": b"1"}, {"x/": None, "x/y": b"2"}, {"x": Link("z")}, {"x": b"3"}, {"x/": None, "x/w": b"4"})
+    return [tar_layer({"z/": None, "z/inner": b"0"}), *(tar_layer(turn) for turn in turns)]
+
+
+def many_layers(_: Path) -> list[bytes]:
+    return [
+        tar_layer({f"file{number}": b"%d" % number, **({f".wh.file{number - 3}": b""} if number % 2 else {})})
+        for number in range(40)
+    ]
+
+
+def modes(_: Path) -> list[bytes]:
+    files = {
+        f"f{mode:o}": File(b"x", mode=mode, uid=mode, gid=1) for mode in (0, 0o4755, 0o2755, 0o1644, 0o7777, 0o111)
+    }
+    return [tar_layer(files), tar_layer({"f4755": File(b"y", mode=0o755), "f111": Link("f0", "hard")})]
+
+
+def dots(_: Path) -> list[bytes]:
+    """Names that look like whiteouts, like parents and like nothing, but are none of them."""
+    names = ("...", "..a", "a..", ".wh", ".whale", "wh.a", ".w", "d/...", "d/.wh/x", "-", "~", "a.wh.b")
+    return [tar_layer(dict.fromkeys(names, b"1")), tar_layer({"d/..b": b"2"})]
+
+
+def ustar_prefixes(tmp_path: Path) -> list[bytes]:
+    """Names that POSIX splits in two, and the oldest form that has no magic."""
+    long = tmp_path / "prefix" / ("p" * 90) / ("q" * 50)
+    long.mkdir(parents=True)
+    (long / ("r" * 80)).write_bytes(b"1")
+    (long / "link").symlink_to("s" * 90)
+    return [gnu_tar(tmp_path / "prefix", "--format=ustar"), gnu_tar(long, "--format=v7")]
+
+
+def long_targets(_: Path) -> list[bytes]:
+    upper = {"dir" * 20 + "/" + "f" * 200: b"1", "hard": Link("dir" * 20 + "/" + "f" * 200, "hard")}
+    return [tar_layer({"soft": Link("../" * 80 + "x")}), tar_layer(upper)]
+
+
+def attributes(_: Path) -> list[bytes]:
+    def file(value: str | None) -> tarfile.TarInfo:
+        info = tarfile.TarInfo("file")
+        info.pax_headers = {} if value is None else {"SCHILY.xattr.user.a": value, "SCHILY.xattr.user.b=c": "1" * 3000}
+        return info
+
+    return [tar_layer({"file": file("one"), "twin": Link("file", "hard")}), tar_layer({"file": file("two"), "n": b""})]
+
+
+def times(_: Path) -> list[bytes]:
+    def at(name: str, mtime: float) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.mtime = mtime
+        return info
+
+    moments = (0, 1, 2**31 - 1, 2**31, 1_700_000_000.75)
+    return [tar_layer({f"t{moment}": at(f"t{moment}", moment) for moment in moments})]
+
+
+def links_across(_: Path) -> list[bytes]:
+    """Hard links whose names come, go and are replaced in other layers."""
+    return [
+        tar_layer({"a": b"first", "b": Link("a", "hard"), "c": Link("b", "hard")}),
+        tar_layer({".wh.a": b"", "d": Link("c", "hard")}),
+        tar_layer({"b": b"second", "e": Link("b", "hard"), "a": Link("d", "hard")}),
+    ]
+
+
+def nothing(_: Path) -> list[bytes]:
+    return [tar_layer({}), tar_layer({"only/": None}), tar_layer({})]
+
+
+CORPUS = (
+    folder_layer,
+    system_layer,
+    whiteouts,
+    hard_links,
+    replacements,
+    merged_usr,
+    metadata,
+    names,
+    duplicates,
+    opaque_root,
+    deep,
+    many_files,
+    sizes,
+    kinds_in_turn,
+    many_layers,
+    modes,
+    dots,
+    ustar_prefixes,
+    long_targets,
+    attributes,
+    times,
+    links_across,
+    nothing,
+)
 
 
 @pytest.mark.parametrize("make", CORPUS, ids=lambda make: make.__name__)

@@ -6,7 +6,7 @@ import gzip
 import io
 import random
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from iii_registry_oci.layers.limits import Limits
 
 from iii_core.errors import DigestMismatch, ImageError, ImageUnsafe
 from iiitools.ocilayout import Link, tar_layer
+from iiitools.tarblocks import END, pax
+from iiitools.tarblocks import header as raw
 
 Merge = Callable[..., Any]
 
@@ -28,37 +30,6 @@ def refuse(merge_layers: Merge, *layers: Any, limits: Limits | None = None) -> s
     assert said.isprintable()
     assert len(said) < 1000
     return said
-
-
-def raw(name: bytes = b"a", flag: bytes = b"0", data: bytes = b"", size: bytes | None = None, **fields: bytes) -> bytes:
-    """A ustar entry made by hand, with a right checksum; `fields` are put as they are."""
-    places = {"mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "mtime": (136, 12), "link": (157, 100)}
-    header = bytearray(512)
-    header[0 : len(name)] = name
-    header[257:265] = b"ustar\x0000"
-    header[124:136] = size or b"%011o\0" % len(data)
-    header[156:157] = flag
-    for field, value in fields.items():
-        at, length = places[field]
-        header[at : at + length] = value.ljust(length, b"\0")
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header) + data + bytes(-len(data) % 512)
-
-
-def pax(records: Mapping[bytes, bytes] | bytes, flag: bytes = b"x") -> bytes:
-    """An extended header."""
-    if isinstance(records, bytes):
-        return raw(b"pax", flag, records)
-    data = b""
-    for key, value in records.items():
-        body = b" " + key + b"=" + value + b"\n"
-        length = next(n for n in range(len(body), len(body) + 12) if len(str(n)) + len(body) == n)
-        data += str(length).encode() + body
-    return raw(b"pax", flag, data)
-
-
-END = bytes(1024)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
