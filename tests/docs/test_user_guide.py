@@ -1,0 +1,104 @@
+"""What the user guide and the README show exists: commands, options, error codes, settings, links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from iii_core import errors
+from iii_core.app.settings import ListenerSettings
+from iii_core.project.config import parse_config
+from iii_core.project.read import parse_document
+from iii_core.workers.declare import managed_specs
+from iiitools.worktree import ROOT
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDE = ROOT / "docs" / "user-guide.md"
+III = Path(sys.executable).with_name("iii")
+
+
+def code(path: Path) -> str:
+    """Everything that is written as code, a line per piece."""
+    text = path.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return "\n".join([*fenced, *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)])
+
+
+@cache
+def help_of(*command: str) -> str:
+    done = subprocess.run([III, *command, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands(path: Path) -> set[tuple[str, ...]]:
+    """``worker add`` and the like, with the options that follow."""
+    found: set[tuple[str, ...]] = set()
+    for line in re.findall(r"^(?:\$ )?iii (.*)$", code(path), re.MULTILINE):
+        words = re.split(r"  #|  +\w", line)[0].split(" -- ")[0].split()
+        names = [word for word in words if re.fullmatch(r"[a-z]+", word)]
+        options = [word for word in words if word.startswith("-") and word != "--"]
+        group = names[:2] if names[:1] in (["worker"], ["plugins"]) else names[:1]
+        found.add((*group, *options))
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_exist(path: Path) -> None:
+    for words in commands(path):
+        names = [word for word in words if not word.startswith("-")]
+        if names == ["hello"] or names == ["doctor"]:
+            continue  # a plugin's, and one that is to come
+        shown = help_of(*names)
+        for option in words[len(names) :]:
+            assert option in shown or option in help_of(), f"{path.name}: iii {' '.join(names)} has no {option}"
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {("worker", "add"), ("worker", "exec", "--timeout"), ("plugins", "list")} <= commands(GUIDE)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_error_codes_exist(path: Path) -> None:
+    known = {
+        kind.default_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "default_code")
+    }
+    assert set(re.findall(r"\bW\d{3}\b", path.read_text(encoding="utf-8"))) <= known
+
+
+def test_the_example_of_config_yaml_is_valid() -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        config = parse_config(parse_document(block, name="user-guide.md"))
+        spec = managed_specs(config, {"MY_API_KEY": "k"})["image-resize"]
+        assert spec.problem is None
+        assert spec.env == {
+            "LOG_LEVEL": "debug", "MY_API_KEY": "k", "S3_BUCKET": "pics", "S3_RETRIES": "3", "TZ": "Europe/Berlin",
+        }  # fmt: skip
+        assert (spec.limits.cpus, spec.limits.memory_mib, spec.limits.pids) == (1, 512, 256)
+
+
+def test_settings_of_listeners_are_all_named() -> None:
+    section = GUIDE.read_text(encoding="utf-8")
+    assert not [name for name in ListenerSettings.__struct_fields__ if not re.search(rf"`{name}\b", section)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if "://" in file:
+            continue
+        found = path if not file else (path.parent / file)
+        assert found.exists(), f"{path.name} links to {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in slugs, f"{path.name} links to {target}"
