@@ -22,7 +22,7 @@ _PLACES = {
 def header(
     name: bytes = b"a", flag: bytes = b"0", data: bytes = b"", size: bytes | None = None, **fields: bytes
 ) -> bytes:
-    """A ustar entry with its data and a right checksum; ``fields``: mode, uid, gid, mtime, link, prefix, as they are."""
+    """A ustar entry with its data and a right checksum; mode, uid, gid, mtime, link and prefix are put as they are."""
     block = bytearray(BLOCK)
     block[0 : len(name)] = name
     block[257:265] = b"ustar\x0000"
