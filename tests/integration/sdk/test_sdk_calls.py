@@ -75,6 +75,15 @@ async def test_payloads_that_are_no_objects(
     assert echo == payload
 
 
+async def test_a_worker_that_asks_for_a_reserved_id_goes_on(hub: Hub, fleet: dict[Sdk, Client], client: Client) -> None:
+    """It is told by a frame that every other code of would end newer SDKs for good, and that older ones do not know."""
+    await client.do("function", function_id="engine::workers::list", behaviour="echo")
+    await hub.offer(client, f"after::{client.name}", "echo")
+    result = await fleet[other_than(client.sdk)].call(f"after::{client.name}", {"a": 1})
+    assert result["echo"]["a"] == 1
+    assert "workers" in await client.call("engine::workers::list", {})
+
+
 async def test_void_calls(hub: Hub, fleet: dict[Sdk, Client], client: Client) -> None:
     function_id = f"record::{client.name}"
     await hub.offer(client, function_id, "record")
