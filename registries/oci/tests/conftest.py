@@ -7,21 +7,25 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import trio
 from iii_registry_oci.layers.blob import Layer
 from iii_registry_oci.layers.build import WANTED
 from iii_registry_oci.layers.limits import Limits
 from iii_registry_oci.layers.merge import Merged, merge
 from iii_registry_oci.resolver import OciResolver, open_resolver
 
+from iii_core.errors import ImageError
 from iii_core.images.port import Progress
 from iii_core.records import OpenContext
+from iiitools.certificates import Certificate
+from iiitools.lyingregistry import Goods, Server
 from iiitools.registry import Registry, run_registry
 
 
@@ -172,3 +176,42 @@ def take_snapshot() -> Callable[[Path], dict[str, tuple[int, int, bytes]]]:
 def lay_layer(blobs: Path) -> Callable[..., Layer]:
     """See `store_layer`."""
     return lambda data, diff_id=None: store_layer(blobs, data, diff_id)
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[..., Server]]:
+    """Start registries that say what they are told to."""
+    opened: list[Server] = []
+
+    def start(certificate: Certificate | None = None) -> Server:
+        opened.append(Server(certificate))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.close()
+
+
+@pytest.fixture
+def goods(servers: Callable[..., Server]) -> Goods:
+    """An honest image at a registry that may lie."""
+    return Goods(servers())
+
+
+@pytest.fixture
+def refused(open_store: OpenStore, home: Path) -> Callable[..., Awaitable[ImageError]]:
+    """Fetch what must be refused with one of ``kinds``; the store stays empty, and the error tells nothing secret."""
+
+    async def fetch(source: str, *kinds: type[ImageError], environ: Mapping[str, str] | None = None) -> ImageError:
+        async with open_store(environ) as images:
+            with trio.fail_after(20), pytest.raises(kinds) as caught:
+                await images.fetch(source, refresh=False, progress=lambda _: None)
+        left = [path for path in (home / "images").rglob("*") if path.is_file() and path.parent.name != "locks"]
+        assert left == []
+        assert list((home / "images/staging").iterdir()) == []
+        said = f"{caught.value} {caught.value.hint} {caught.value.details}"
+        assert said.isprintable()
+        assert "canary-" not in said
+        return caught.value
+
+    return fetch
