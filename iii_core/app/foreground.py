@@ -65,6 +65,7 @@ async def _reload_on_change(application: Application) -> None:
 
 
 async def _reload(application: Application) -> None:
+    before = application.config
     try:
         await application.reload()
     except (IIIError, ExceptionGroup) as error:
@@ -73,7 +74,8 @@ async def _reload(application: Application) -> None:
             raise
         _say(f"config.yaml changed but is not used: [{leader.code}] {leader.message}", leader.hint)
     else:
-        _say("config.yaml changed and is in force")
+        if application.config != before:  # what a command of ours changes is taken up by the command
+            _say("config.yaml changed and is in force")
 
 
 def _announce(application: Application, plugins: PluginHost) -> None:

@@ -15,7 +15,7 @@ from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.cli.worker.rows import find_row
 from iii_core.control.client import request
-from iii_core.errors import EngineNotRunning, StartTimeout
+from iii_core.errors import EngineNotRunning, InvalidValue, StartTimeout
 from iii_core.project.locate import read_record
 from iii_core.project.names import check_name
 
@@ -64,6 +64,8 @@ def stop(
     """Stop a running worker without removing it. It starts again with the engine, or with `iii worker start`."""
     project = state_of(context).project
     row = find_row(project, check_name(name))
+    if row["type"] == "engine":
+        raise InvalidValue(f"cannot stop {name!r}: it lives inside the engine", hint="remove it from config.yaml")
     if row["status"] in ("stopped", "failed"):
         success(f"{name} already stopped")
         return
@@ -87,10 +89,14 @@ def _check_target(context: typer.Context, name: str, port: str | None, config: s
 
 
 def _begin(context: typer.Context, op: str, name: str, *, wait: bool) -> None:
+    project = state_of(context).project
+    if read_record(project) is not None and find_row(project, name)["type"] == "engine":
+        say(f"  {name} lives inside the engine, and runs as long as the engine does.")
+        return
     say(f"  {'Starting' if op == 'worker.start' else 'Restarting'} {name}...")
     begun = time.monotonic()
     try:
-        facts: dict[str, Any] = request(state_of(context).project, op, {"name": name, "wait": wait})
+        facts: dict[str, Any] = request(project, op, {"name": name, "wait": wait})
     except StartTimeout as error:  # it goes on starting; scripts that must know use `iii worker status`
         warn(error.message, error.hint)
         return

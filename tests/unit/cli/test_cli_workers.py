@@ -183,6 +183,17 @@ class TestStartAndStop:
         assert ", ready in " in done.err
         assert "ready" not in engine("worker", "restart", "still", "--no-wait").err
 
+    def test_what_lives_inside_the_engine(self, engine: Any) -> None:
+        for command in ("start", "restart"):
+            done = engine("worker", command, "iii-http")
+            assert (done.code, done.err) == (
+                0,
+                "  iii-http lives inside the engine, and runs as long as the engine does.\n",
+            )
+        done = engine("worker", "stop", "iii-http")
+        assert done.code == 1
+        assert "cannot stop 'iii-http': it lives inside the engine" in done.err
+
     def test_the_port_must_be_the_engines(self, engine: Any) -> None:
         assert engine("worker", "start", "still", "--port", "50123").code == 0
         done = engine("worker", "restart", "still", "--port", "50124")
