@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iii_core.errors import IIIError
+from iii_core.errors import BootFailed, IIIError
 from iii_core.records import ProbeResult
 from iii_core.sandbox.port import RootImage, SandboxSpec
 from iii_sandbox_bubblewrap.keeper.identity import in_first_user_namespace
+from iii_sandbox_bubblewrap.remedies import remedy
 
 if TYPE_CHECKING:
     from iii_core.records import OpenContext
@@ -40,7 +41,9 @@ async def probe(settings: Settings, context: OpenContext) -> ProbeResult:
         try:
             notes = await _boot_one(settings, context, Path(name))
         except IIIError as error:
-            return ProbeResult(ok=False, reason=error.message, hint=error.hint, details=error.details)
+            by_hand = f"see what it says by hand: {settings.program} --unshare-all --ro-bind / / true"
+            hint = remedy(error.message) if isinstance(error, BootFailed) else error.hint
+            return ProbeResult(ok=False, reason=error.message, hint=hint or by_hand, details=error.details)
         return ProbeResult(ok=True, details={"notes": list(notes)})
     return ProbeResult(
         ok=False,

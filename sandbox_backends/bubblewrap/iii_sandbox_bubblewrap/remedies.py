@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+_MORE_NAMESPACES = "sysctl user.max_user_namespaces=15000"
+
 REMEDIES: tuple[tuple[str, str], ...] = (
     (r"unknown filesystem type 'squashfs'", "as root: modprobe squashfs"),
-    (r"set ?up loop device|loop device", "as root: modprobe loop; in a container, /dev/loop-control must be there"),
+    (
+        r"loop device|mount failed: Operation not permitted",
+        "as root: modprobe loop; in a container, /dev/loop-control must be there and mounting be allowed",
+    ),
     (r"squashfuse is not installed", "as root: apt install squashfuse"),
     (r"/dev/fuse|fuse device|fuse: ", "as root: modprobe fuse && chmod 666 /dev/fuse"),
     (r"mount overlay .*: No such device", "as root: modprobe overlay"),
@@ -21,12 +26,13 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "move the project there",
     ),
     (r"[Uu]nknown option --(size|perms)", "bubblewrap 0.7 or later is needed: as root: apt install bubblewrap"),
+    (r"unshare: No space left on device", f"as root: {_MORE_NAMESPACES}"),
     (r"No space left on device", "free some space, for instance with `iii worker clear`"),
 )
 """(what a message says, what to do)"""
 
 _SWITCHES = (
-    ("sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
+    ("sys/user/max_user_namespaces", "0", _MORE_NAMESPACES),
     ("sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
     (
         "sys/kernel/apparmor_restrict_unprivileged_userns",

@@ -11,6 +11,7 @@ SAID = {
     "mount: /x/1: unknown filesystem type 'squashfs'.": "modprobe squashfs",
     "mount: /x/1: failed to setup loop device for /x/i.squashfs.": "modprobe loop",
     "mount: /x/1: cannot find any loop device": "modprobe loop",
+    "mount: /x/1: mount failed: Operation not permitted.": "/dev/loop-control",
     "squashfuse is not installed": "apt install squashfuse",
     "fuse: device not found, try 'modprobe fuse' first": "modprobe fuse",
     "fusermount3: failed to open /dev/fuse: Permission denied": "chmod 666 /dev/fuse",
@@ -19,6 +20,7 @@ SAID = {
     "sandbox set-up failed: [Errno 22] mount overlay on /tmp/root: Invalid argument": "ext4",
     "bwrap: Unknown option --size": "0.7",
     "bwrap: unknown option --perms": "0.7",
+    "sandbox set-up failed: [Errno 28] unshare: No space left on device": "sysctl user.max_user_namespaces",
     "[Errno 28] No space left on device": "iii worker clear",
 }
 

@@ -68,8 +68,9 @@ def become_bwrap(plan: BootPlan, console: int, descriptors: tuple[int, ...], ent
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(console, 1)
         os.dup2(console, 2)
+        bwrap = os.open(plan.bwrap, os.O_PATH | os.O_CLOEXEC)
         _set_up(plan, enter)
-        bwrap, *_ = _renumber((os.open(plan.bwrap, os.O_PATH | os.O_CLOEXEC), *descriptors))
+        bwrap, *_ = _renumber((bwrap, *descriptors))
         os.chdir("/")
         _reset_signals()
         os.execve(bwrap, plan.argv, {})  # noqa: S606 - nobody wants a shell here
