@@ -23,6 +23,7 @@ class Zombies:
 
     def __init__(self, program: str) -> None:
         self._name = program.encode()[:_NAME_BYTES]
+        self._session = os.getsid(0)
 
     async def reap(self) -> None:
         """Collect until cancelled, which is for as long as libvirt works on a call: another's wait has no event."""
@@ -44,5 +45,7 @@ class Zombies:
         return found
 
     def _is_one(self, stat: bytes) -> bool:
+        """By its name, and by its session: what libvirt waits for itself is in ours, daemons have left it (proc(5))."""
         name, _, rest = stat.partition(b" (")[2].rpartition(b") ")
-        return name == self._name and rest.startswith(b"Z")
+        state, _, _, session, *_ = rest.split()
+        return name == self._name and state == b"Z" and int(session) != self._session
