@@ -16,8 +16,6 @@ with `LinkError`, for all of them.
 
 from __future__ import annotations
 
-import errno
-import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -27,20 +25,19 @@ from typing import Final
 
 import trio
 
-from iii_core.errors import BootFailed, BootTimeout, LinkClosed, LinkError, ProcessSpawnError, UnsupportedOperation
+from iii_core.errors import BootFailed, BootTimeout, LinkError, UnsupportedOperation
 from iii_core.link.handshake import shake_hands
 from iii_core.link.limits import LinkLimits
-from iii_core.link.mux import Closed, Data, Eof, Message, Mux, MuxStream, Role, open_mux
+from iii_core.link.mux import Closed, Message, Mux, MuxStream, Role, open_mux
 from iii_core.link.nursery import open_service_nursery
 from iii_core.sandbox import agent_wire as wire
+from iii_core.sandbox.agent_process import AgentProcess
 from iii_core.sandbox.agent_tunnel import TunnelStream
 from iii_core.sandbox.agent_wire import (
     Connection,
     ExitStatus,
     ProcessSpec,
     Ready,
-    SpawnFailure,
-    Started,
     TerminalSize,
 )
 
@@ -54,9 +51,6 @@ __all__ = [
     "open_agent",
 ]
 
-STDIN: Final = 0
-STDOUT: Final = 1
-STDERR: Final = 2
 MAX_TUNNELS: Final = 200
 ENTROPY_BYTES: Final = 64
 ServeTunnel = Callable[[trio.abc.Stream], Awaitable[None]]
@@ -81,152 +75,6 @@ class AgentTimeouts:
     spawn: float = 30.0
 
 
-class AgentProcess:
-    """A program that was started in a sandbox. Obtained from `Agent.spawn`.
-
-    One task may send, another receive; `wait`, `signal`, `resize` and `kill` may be called from any. All are
-    checkpoints. All raise `LinkError` when the link has ended and the process is not known to have.
-    """
-
-    def __init__(self, mux: Mux) -> None:
-        self._mux = mux
-        self._stream: MuxStream | None = None
-        self._started: Started | None = None
-        self._failure: SpawnFailure | None = None
-        self._status: ExitStatus | None = None
-
-    @property
-    def pid(self) -> int:
-        """Its process id inside the sandbox."""
-        assert self._started is not None
-        return self._started.pid
-
-    @property
-    def status(self) -> ExitStatus | None:
-        """How it ended, if it has."""
-        return self._status
-
-    async def send_stdin(self, data: bytes) -> None:
-        """Send input; waits while the process does not read. What an ended process no longer reads is dropped.
-
-        When cancelled, a part may have been sent. Raises ``trio.ClosedResourceError`` after `close_stdin` and `kill`.
-        """
-        try:
-            await self._open_stream.send_data(STDIN, data)
-        except LinkClosed:
-            if self._status is None:
-                raise
-
-    async def close_stdin(self) -> None:
-        """End of input; on a terminal the end-of-file character is typed. Idempotent."""
-        try:
-            await self._open_stream.send_eof(STDIN)
-        except LinkClosed:
-            if self._status is None:
-                raise
-
-    async def receive_output(self) -> tuple[int, bytes] | None:
-        """The next piece of output as (channel, bytes): 1 is stdout or the terminal, 2 stderr. None at the end.
-
-        All that the process wrote before it ended comes before None. After `kill` there is only None. Nothing is lost
-        when this is cancelled.
-        """
-        while True:
-            try:
-                item = await self._open_stream.receive()
-            except trio.ClosedResourceError:
-                return None
-            match item:
-                case Data(channel=channel, data=data) if channel in (STDOUT, STDERR):
-                    return channel, data
-                case Eof(channel=channel) if channel in (STDOUT, STDERR):
-                    pass
-                case Closed() if self._status is not None:
-                    return None
-                case _:
-                    self._mux.fail(LinkError(f"the guest agent sent {type(item).__name__} out of order on a process"))
-                    self._mux.check()
-
-    async def signal(self, number: int) -> None:
-        """Send a signal to its process group. Does nothing once it has ended."""
-        if self._status is None:
-            await self._send(wire.encode_signal(number))
-        else:
-            await trio.lowlevel.checkpoint()
-
-    async def resize(self, size: TerminalSize) -> None:
-        """Change the size of its terminal, which sends it SIGWINCH. Does nothing without a terminal."""
-        await self._send(wire.encode_resize(size))
-
-    async def wait(self) -> ExitStatus:
-        """Wait until it has ended, and (with ``linger``) its process group too.
-
-        The end is reported once its output was taken, or waits here within the window of 128 KiB: a process whose
-        output nobody receives may never end, as with a pipe.
-        """
-        await self._open_stream.until(lambda: self._status is not None)
-        assert self._status is not None
-        return self._status
-
-    async def kill(self) -> None:
-        """SIGKILL to its process group, and drop its output. `wait` then gives the status. Idempotent.
-
-        To keep the output up to the end, ``signal(9)`` instead and go on receiving. Done even if cancelled.
-        """
-        await self._open_stream.close("kill")
-
-    @property
-    def _open_stream(self) -> MuxStream:
-        assert self._stream is not None
-        return self._stream
-
-    async def _send(self, message: bytes) -> None:
-        try:
-            await self._open_stream.send_message(message)
-        except (LinkClosed, trio.ClosedResourceError):
-            if self._status is None and not self._open_stream.is_closed:
-                raise
-
-    def on_message(self, payload: bytes) -> None:
-        """For `Agent`: a message of this process's stream. Raises `LinkError` for one that must not come now."""
-        message = wire.decode_process_message(payload)
-        match message:
-            case Started() if self._started is None and self._failure is None:
-                self._started = message
-            case SpawnFailure() if self._started is None and self._failure is None:
-                self._failure = message
-            case ExitStatus() if self._started is not None and self._status is None:
-                self._status = message
-            case _:
-                raise LinkError(f"the guest agent sent {type(message).__name__} out of order")
-
-    async def begin(self, spec: ProcessSpec, timeout: float) -> None:
-        """For `Agent`: open the stream and wait for what comes of it."""
-        payload = wire.encode_process(spec)
-        if len(payload) > self._mux.peer.max_message:
-            raise ProcessSpawnError(
-                f"cannot start {spec.argv[0]!r} in the sandbox: arguments and environment take {len(payload)} bytes",
-                hint=f"at most {self._mux.peer.max_message} bytes can be given",
-                details={"errno": errno.E2BIG},
-            )
-        try:
-            with trio.fail_after(timeout):
-                self._stream = await self._mux.open(payload, on_message=self.on_message)
-                await self._stream.until(lambda: self._started is not None or self._failure is not None)
-        except trio.TooSlowError:
-            self._give_up()
-            raise _too_slow(spec, timeout) from None
-        except BaseException:
-            self._give_up()
-            raise
-        if self._failure is not None:
-            raise _spawn_error(spec, self._failure)
-
-    def _give_up(self) -> None:
-        if self._stream is not None:
-            self._stream.reset("spawn given up")
-
-
 class Agent:
     """The guest agent of one running sandbox. Obtained from `open_agent`; methods may be called concurrently."""
 
@@ -242,9 +90,40 @@ class Agent:
         Raises `ProcessSpawnError` (``details["errno"]``), `UsageError` for a spec that cannot be sent, `LinkError`.
         When cancelled, the program is killed if it was started.
         """
+        payload = wire.encode_process(spec)
+        return await self._begin(repr(spec.argv[0]), payload)
+
+    async def copy_out(self, path: str, *, uid: int | None = None, gid: int | None = None) -> AgentProcess:
+        """Pack a file or a folder inside: the archive is channel 1 of its output, complaints are channel 2.
+
+        ``path`` is absolute or below ``/workspace``; ``uid`` and ``gid`` as for `ProcessSpec`. Exit code 0: all of it
+        is there; 1: some is missing, the complaints say what. What the archive holds is the guest's: unpack it with
+        `iii_core.sandbox.archive`. Raises as `spawn` does, and `UnsupportedOperation`.
+        """
+        return await self._copy(path, wire.Direction.OUT, uid, gid)
+
+    async def copy_in(self, path: str, *, uid: int | None = None, gid: int | None = None) -> AgentProcess:
+        """Unpack an archive that is sent as its input: into ``path`` if that is a folder, else as ``path``.
+
+        Exit code 1: something could not be unpacked, and channel 2 says what. Else as `copy_out`.
+        """
+        return await self._copy(path, wire.Direction.IN, uid, gid)
+
+    async def _copy(self, path: str, direction: wire.Direction, uid: int | None, gid: int | None) -> AgentProcess:
+        self._require(wire.Feature.COPY, "copy files")
+        payload = wire.encode_copy(path, direction, uid=uid, gid=gid)
+        return await self._begin(f"copying {path!r}", payload)
+
+    async def _begin(self, what: str, payload: bytes) -> AgentProcess:
         process = AgentProcess(self._mux)
-        await process.begin(spec, self._timeouts.spawn)
+        await process.begin(what, payload, self._timeouts.spawn)
         return process
+
+    def _require(self, feature: wire.Feature, what: str) -> None:
+        if not self.ready.features & feature:
+            raise UnsupportedOperation(
+                f"the guest agent of this sandbox is too old to {what}", hint="restart the worker"
+            )
 
     async def power_off(self, grace: float) -> None:
         """Ask for the sandbox's end, and wait until the link is gone: SIGTERM, ``grace`` seconds, SIGKILL.
@@ -263,8 +142,7 @@ class Agent:
         Elsewhere than in a machine of its own it does nothing. `open_agent` has the same effect. Raises
         `UnsupportedOperation` with an agent that cannot, `LinkError`.
         """
-        if not self.ready.features & wire.Feature.RESUME:
-            raise UnsupportedOperation("the guest agent of this sandbox is too old to be resumed")
+        self._require(wire.Feature.RESUME, "be resumed")
         entropy = secrets.token_bytes(ENTROPY_BYTES)
         await self._control.send_message(wire.encode_resume(clock_ns=time.time_ns(), entropy=entropy))
 
@@ -395,19 +273,4 @@ def _boot_timeout(timeouts: AgentTimeouts) -> BootTimeout:
     return BootTimeout(
         f"the guest agent did not answer within {timeouts.boot} s",
         hint="the sandbox's console has what it said while booting",
-    )
-
-
-def _too_slow(spec: ProcessSpec, timeout: float) -> ProcessSpawnError:
-    return ProcessSpawnError(
-        f"starting {spec.argv[0]!r} in the sandbox took longer than {timeout} s",
-        hint="is the sandbox short of memory or CPU, or full of processes?",
-        details={"errno": errno.ETIMEDOUT},
-    )
-
-
-def _spawn_error(spec: ProcessSpec, failure: SpawnFailure) -> ProcessSpawnError:
-    return ProcessSpawnError(
-        f"cannot start {spec.argv[0]!r} in the sandbox: {failure.text or os.strerror(failure.errno)}",
-        details={"errno": failure.errno},
     )

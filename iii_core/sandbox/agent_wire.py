@@ -25,6 +25,7 @@ class Kind(enum.IntEnum):
     CONTROL = 1
     PROCESS = 2
     TUNNEL = 3
+    COPY = 4
     STARTED = 16
     SPAWN_ERROR = 17
     EXIT = 18
@@ -40,6 +41,14 @@ class Feature(enum.IntFlag):
     """What an agent can do beyond the first version: bits of ``READY``."""
 
     RESUME = 1 << 0
+    COPY = 1 << 1
+
+
+class Direction(enum.IntEnum):
+    """Of a copy, as the host sees it."""
+
+    OUT = 1
+    IN = 2
 
 
 class Tag(enum.IntEnum):
@@ -50,6 +59,8 @@ class Tag(enum.IntEnum):
     DEAD_MAN_MS = 3
     CLOCK_NS = 4
     ENTROPY = 5
+    PATH = 1
+    DIRECTION = 2
     ARG = 1
     ENV = 2
     CWD = 3
@@ -203,14 +214,26 @@ def encode_process(spec: ProcessSpec) -> bytes:
         fields.append((Tag.CWD, _text("working directory", spec.cwd)))
     if spec.tty is not None:
         fields += _size(spec.tty)
-    fields += [(Tag.UID, spec.uid)] if spec.uid is not None else []
-    fields += [(Tag.GID, spec.gid)] if spec.gid is not None else []
-    fields += [(Tag.GROUP, group) for group in spec.groups]
-    if any(not 0 <= number < 2**32 - 1 for number in (spec.uid or 0, spec.gid or 0, *spec.groups)):
-        raise UsageError("user and group ids are numbers from 0 to 4294967294")
+    fields += _identity(spec.uid, spec.gid, spec.groups)
     fields.append((Tag.LINGER_MS, _milliseconds(spec.linger)))
     fields.append((Tag.STDIN, int(spec.stdin)))
     return encode(Kind.PROCESS, fields)
+
+
+def encode_copy(path: str, direction: Direction, *, uid: int | None = None, gid: int | None = None) -> bytes:
+    """`OPEN` of a copy. Raises `UsageError` for a path that cannot be."""
+    if not path:
+        raise UsageError("no path inside the sandbox is named")
+    fields: list[Field] = [(Tag.PATH, _text("path", path)), (Tag.DIRECTION, int(direction))]
+    return encode(Kind.COPY, [*fields, *_identity(uid, gid, ())])
+
+
+def _identity(uid: int | None, gid: int | None, groups: Sequence[int]) -> list[Field]:
+    if any(not 0 <= number < 2**32 - 1 for number in (uid or 0, gid or 0, *groups)):
+        raise UsageError("user and group ids are numbers from 0 to 4294967294")
+    fields: list[Field] = [(Tag.UID, uid)] if uid is not None else []
+    fields += [(Tag.GID, gid)] if gid is not None else []
+    return fields + [(Tag.GROUP, group) for group in groups]
 
 
 def encode_resize(size: TerminalSize) -> bytes:

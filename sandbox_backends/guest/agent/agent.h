@@ -41,6 +41,7 @@ struct agent {
 /* OPEN of each kind of stream; bytes come after the kind. False for a violation. */
 bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
+bool copy_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 
 /* process.c: children have ended (SIGCHLD); returns whether any is left. */

@@ -135,6 +135,16 @@ static int search_and_exec(const struct spawn_spec *spec) {
     }
 }
 
+/* Without exec nothing closes by itself. */
+static _Noreturn void run_copy(const struct spawn_spec *spec, int failure) {
+    if (chdir("/workspace") < 0 && chdir("/") < 0)
+        fail(failure, errno, "cannot enter /");
+    if (syscall(SYS_close_range, 3U, ~0U, 0U) < 0)
+        for (int fd = 3; fd < 1 << 16; fd++)
+            close(fd);
+    _exit(spec->copy == COPY_OUT ? copy_pack(spec->path) : copy_unpack(spec->path));
+}
+
 void child_run(const struct spawn_spec *spec, const int standard[3], int failure) {
     setsid();
     if (spec->tty && ioctl(standard[0], TIOCSCTTY, 0) < 0)
@@ -151,6 +161,8 @@ void child_run(const struct spawn_spec *spec, const int standard[3], int failure
     switch_ids(spec, failure);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || !drop_capabilities(spec))
         fail(failure, errno, "cannot drop privileges");
+    if (spec->copy != COPY_NONE)
+        run_copy(spec, failure);
     if (chdir(spec->cwd) < 0)
         fail(failure, errno, "working directory %s", spec->cwd);
     int error = search_and_exec(spec);

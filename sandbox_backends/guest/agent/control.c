@@ -118,7 +118,7 @@ bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
     struct payload ready;
     payload_begin(&ready, MESSAGE_READY);
     payload_number(&ready, TAG_VERSION, AGENT_VERSION);
-    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME);
+    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME | FEATURE_COPY);
     payload_number(&ready, TAG_PID, (uint64_t)getpid());
     struct fields f = {.next = bytes, .end = bytes + size};
     enum field field;

@@ -22,6 +22,8 @@ static bool stream_opened(struct link *l, struct stream *s, const uint8_t *bytes
         return control_open(a, s, bytes + 1, size - 1);
     case KIND_PROCESS:
         return process_open(a, s, bytes + 1, size - 1);
+    case KIND_COPY:
+        return copy_open(a, s, bytes + 1, size - 1);
     case KIND_TUNNEL:
         return tunnel_open(a, s, bytes + 1, size - 1);
     default:

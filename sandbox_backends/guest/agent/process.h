@@ -30,6 +30,11 @@ struct process {
     struct timer timer; /* lingering, or a terminal settling */
 };
 
+struct spawn_spec;
+
+/* Start what spec asks for, or say why that fails; s is its stream from now on. */
+void process_start(struct agent *a, struct stream *s, struct spawn_spec *spec);
+
 /* Callbacks that session.c sets up. */
 void process_source_over(struct source *source, int error);
 void process_source_dry(struct source *source);

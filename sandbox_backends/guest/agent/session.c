@@ -118,31 +118,34 @@ static const struct stream_ops PROCESS_OPS = {
     .gone = process_gone,
 };
 
-bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size) {
-    struct spawn_spec spec;
+void process_start(struct agent *a, struct stream *s, struct spawn_spec *spec) {
     struct spawned spawned;
     struct spawn_failure failure;
-    bool fine = spawn_parse(&spec, bytes, size);
-    if (!fine) {
-        spawn_free(&spec);
-        return false;
-    }
-    spec.keeps_capabilities = a->is_machine;
-    spec.group = a->group;
-    if (spec.unsupported) {
+    spec->keeps_capabilities = a->is_machine;
+    spec->group = a->group;
+    if (spec->unsupported) {
         process_send_spawn_error(s, EOPNOTSUPP, "the host asks for what this agent does not know");
-    } else if (!spawn_start(&spec, &spawned, &failure)) {
-        process_send_spawn_error(s, failure.error, failure.text);
-    } else {
-        struct process *p = must_alloc(sizeof *p);
-        *p = (struct process){
-            .next = a->processes, .agent = a, .stream = s, .tty = spec.tty, .linger_ms = spec.linger_ms};
-        p->timer.owner = p;
-        a->processes = p;
-        s->ops = &PROCESS_OPS;
-        s->owner = p;
-        adopt(p, &spawned);
+        return;
     }
+    if (!spawn_start(spec, &spawned, &failure)) {
+        process_send_spawn_error(s, failure.error, failure.text);
+        return;
+    }
+    struct process *p = must_alloc(sizeof *p);
+    *p = (struct process){
+        .next = a->processes, .agent = a, .stream = s, .tty = spec->tty, .linger_ms = spec->linger_ms};
+    p->timer.owner = p;
+    a->processes = p;
+    s->ops = &PROCESS_OPS;
+    s->owner = p;
+    adopt(p, &spawned);
+}
+
+bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size) {
+    struct spawn_spec spec;
+    bool fine = spawn_parse(&spec, bytes, size);
+    if (fine)
+        process_start(a, s, &spec);
     spawn_free(&spec);
-    return true;
+    return fine;
 }

@@ -45,7 +45,7 @@ static bool parse_size(const struct fields *f, uint16_t *size) {
     return true;
 }
 
-static bool parse_field(struct spawn_spec *spec, const struct fields *f) {
+bool spawn_parse_field(struct spawn_spec *spec, const struct fields *f) {
     uint64_t number = 0;
     switch (f->tag) {
     case PROCESS_ARG:
@@ -75,14 +75,18 @@ static bool parse_field(struct spawn_spec *spec, const struct fields *f) {
     }
 }
 
-bool spawn_parse(struct spawn_spec *spec, const uint8_t *bytes, size_t size) {
-    static const struct spawn_spec EMPTY;
+void spawn_init(struct spawn_spec *spec) {
+    static const struct spawn_spec EMPTY = {.group = -1};
     *spec = EMPTY;
     spec->env = must_alloc(sizeof *spec->env);
+}
+
+bool spawn_parse(struct spawn_spec *spec, const uint8_t *bytes, size_t size) {
+    spawn_init(spec);
     struct fields f = {.next = bytes, .end = bytes + size};
     enum field field;
     while ((field = fields_next(&f)) == FIELD_THERE)
-        if (!parse_field(spec, &f))
+        if (!spawn_parse_field(spec, &f))
             return false;
     spec->tty = spec->rows > 0 && spec->cols > 0;
     if (spec->cwd == NULL) {
@@ -102,6 +106,7 @@ void spawn_free(struct spawn_spec *spec) {
     free_list(spec->argv);
     free_list(spec->env);
     free(spec->cwd);
+    free(spec->path);
     free(spec->groups);
 }
 

@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "copy.h"
+#include "tlv.h"
+
 struct spawn_spec {
     char **argv, **env; /* NULL-terminated */
     size_t argc, envc;
@@ -19,10 +22,15 @@ struct spawn_spec {
     gid_t *groups;
     size_t group_count;
     int64_t linger_ms;
+    enum copy copy; /* instead of a program: the agent's own code, with path */
+    char *path;
     bool unsupported; /* a critical field that is not known here */
     bool keeps_capabilities; /* root of a machine of its own: the usual ones of containers */
     int group;               /* as machine.h's, or -1 */
 };
+
+void spawn_init(struct spawn_spec *spec);
+bool spawn_parse_field(struct spawn_spec *spec, const struct fields *f); /* false if it is malformed */
 
 /* Read the fields of OPEN; false if they are malformed. Free the spec either way. */
 bool spawn_parse(struct spawn_spec *spec, const uint8_t *bytes, size_t size);

@@ -42,7 +42,7 @@ enum frame_type {
     FRAME_CLOSE,
 };
 
-enum stream_kind { KIND_CONTROL = 1, KIND_PROCESS = 2, KIND_TUNNEL = 3 };
+enum stream_kind { KIND_CONTROL = 1, KIND_PROCESS = 2, KIND_TUNNEL = 3, KIND_COPY = 4 };
 
 enum message_kind {
     MESSAGE_STARTED = 16,
@@ -56,7 +56,7 @@ enum message_kind {
     MESSAGE_RESUME = 35,
 };
 
-enum feature { FEATURE_RESUME = 1 << 0 };
+enum feature { FEATURE_RESUME = 1 << 0, FEATURE_COPY = 1 << 1 };
 
 /* tags of OPEN, by kind of stream */
 enum { CONTROL_PORT = 1, CONTROL_HOSTNAME = 2, CONTROL_DEAD_MAN_MS = 3, CONTROL_CLOCK_NS = 4, CONTROL_ENTROPY = 5 };
@@ -72,6 +72,8 @@ enum {
     PROCESS_LINGER_MS = 9,
     PROCESS_STDIN = 10,
 };
+
+enum { COPY_PATH = 1, COPY_DIRECTION = 2 }; /* and UID, GID, GROUP of a process */
 
 /* tags of messages */
 enum {
