@@ -35,7 +35,7 @@ def test_stop_asks_and_a_no_stops_nothing(working: IIIProject) -> None:
         terminal.expect(rb"Stopping math-worker\.\.\.")
         terminal.expect("✓ math-worker stopped".encode())
         assert terminal.wait() == 0
-    assert working.row()["status"] == "stopped"
+    assert (working.row()["status"], working.row()["pid"]) == ("stopped", None)
     assert NAME in working.config.read_text(), "stopping edits nothing"
     again = working.run("worker", "stop", NAME)
     assert (again.returncode, again.stderr.decode()) == (0, f"  ✓ {NAME} already stopped\n")

@@ -288,3 +288,47 @@ async def test_the_manager_starts_keeps_replaces_and_ends(tmp_path: Path) -> Non
             await manager.stop_all()  # also the one that has only just been declared
         assert manager.workers == {}
         assert kept.phase is Phase.STOPPED
+
+
+async def test_what_happens_while_it_is_stopped_is_no_failure(tmp_path: Path) -> None:
+    """Neither a registration that comes late nor a sandbox that dies over it brings the worker back."""
+    async with open_bench(tmp_path, stubborn) as bench:
+        await bench.until(Phase.STARTING)
+        bench.supervisor.request_stop()
+        await bench.until(Phase.STOPPING)
+        bench.engine.see(True)
+        await trio.sleep(1)
+        assert bench.supervisor.phase is Phase.STOPPING
+        bench.backend.crash(SANDBOX)
+        await bench.supervisor.stopped()
+        await trio.sleep(100)
+        facts = bench.supervisor.as_json()
+        assert (facts["status"], facts["restarts"], facts["error"]) == ("stopped", 0, None)
+        assert "W234" not in bench.log()
+        assert len(bench.starts) == 1
+
+
+async def test_what_it_wrote_is_there_in_the_next_run(tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    async def program(process: MemoryProcess) -> int:
+        found.append(process.path("/state").exists())
+        process.path("/state").write_text("kept")
+        await trio.lowlevel.checkpoint()
+        return 3
+
+    async with open_bench(tmp_path, program) as bench:
+        await bench.began(2)
+        await bench.until(Phase.RESTARTING)
+    assert found[:2] == [False, True]
+
+
+async def test_a_sandbox_that_dies_over_a_restart_is_no_failure_either(tmp_path: Path) -> None:
+    async with open_bench(tmp_path, stubborn) as bench:
+        await bench.until(Phase.STARTING)
+        bench.supervisor.restart()
+        begun = trio.current_time()
+        bench.backend.crash(SANDBOX)
+        await bench.began(2)
+        assert trio.current_time() - begun < 1
+        assert bench.supervisor.history.restarts == 0
