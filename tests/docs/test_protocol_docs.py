@@ -14,7 +14,7 @@ FRAME_TYPES = ("HELLO", "PING", "PONG", "PART", "OPEN", "MESSAGE", "DATA", "EOF"
 
 
 def named_numbers(text: str) -> set[tuple[int, str]]:
-    """Pairs such as (16, "VERSION"), from prose and from table rows, also of several (``| 4, 5 | `ROWS`, `COLS` |``)."""
+    """Pairs such as (16, "VERSION"), from prose and table rows, also of several (``| 4, 5 | `ROWS`, `COLS` |``)."""
     found = {(int(number), name) for number, name in re.findall(r"\b(\d+) `([A-Z_]+)`", text)}
     for numbers, names in re.findall(r"^\| ([\d, ]+) \| ((?:`[A-Z_]+`(?:, )?)+)", text, re.MULTILINE):
         found |= set(zip(map(int, numbers.split(",")), re.findall(r"`(\w+)`", names), strict=True))
