@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
@@ -46,7 +47,7 @@ class Server:
 
             do_HEAD = do_GET  # noqa: N815
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -89,7 +90,7 @@ class Goods:
         self.source = f"{server.address}/w:1"
         self.serve_manifest(self.manifest, "1", digest_of(self.manifest))
         for blob in (self.config, self.layer):
-            self.blob(blob, lambda blob=blob: (200, {}, blob))
+            self.blob(blob, partial(_found, blob))
 
     def blob(self, blob: bytes, answer: Callable[[], Answer]) -> None:
         """Answer requests for a blob."""
@@ -99,6 +100,10 @@ class Goods:
         """Answer requests for a manifest by its tag or digest."""
         for name in names:
             self.server.answers[f"/v2/w/manifests/{name}"] = lambda: (200, {"Content-Type": kind}, body)
+
+
+def _found(blob: bytes) -> Answer:
+    return 200, {}, blob
 
 
 def digest_of(data: bytes) -> str:

@@ -295,9 +295,10 @@ async def test_the_root_image_is_what_umoci_unpacks(
     assert scan(ours) == scan(theirs / "rootfs")
 
 
-def quietly(*command: str) -> None:
+def quietly(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def scan(root: Path) -> Tree:
@@ -334,3 +335,13 @@ async def test_one_image_gives_one_root_image(tmp_path: Path, open_store: Any, s
             image = await images.fetch(f"oci:{layout}:t", refresh=False, progress=steps)
         roots.append(image.root.path.read_bytes())
     assert roots[0] == roots[1]
+
+
+async def test_the_root_directory_is_as_the_layers_say(tmp_path: Path, open_store: Any, steps: Any) -> None:
+    root = tarfile.TarInfo("./")
+    root.type, root.mode, root.uid, root.gid = tarfile.DIRTYPE, 0o711, 3, 4
+    write_layout(tmp_path / "layout", tag="t", layers=[tar_layer({"./": root, "a": File(b"", uid=5)})], config={})
+    async with open_store() as images:
+        image = await images.fetch(f"oci:{tmp_path}/layout:t", refresh=False, progress=steps)
+    listed = quietly("unsquashfs", "-lln", str(image.root.path))
+    assert listed.split()[:2] == ["drwx--x--x", "3/4"]

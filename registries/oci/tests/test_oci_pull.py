@@ -226,6 +226,26 @@ async def test_refresh_of_what_did_not_move_copies_nothing(
     assert steps.stages == ["resolving", "stored"]
 
 
+async def test_a_warm_add_copies_no_layer(
+    registry: Registry, tmp_path: Path, open_store: Any, home: Path, steps: Any, take_snapshot: Callable[[Path], Any]
+) -> None:
+    """The same image again: by its name without any request, by another one with the manifest's alone."""
+    source, _ = push(registry, tmp_path, "warm-add:1.0")
+    other, _ = push(registry, tmp_path, "warm-add:stable")
+    async with open_store() as images:
+        first = await images.fetch(source, refresh=False, progress=steps)
+    stored = [take_snapshot(home / "images" / name) for name in ("blobs", "roots")]
+    asked = len(registry.requests())
+    async with open_store() as images:
+        assert await images.fetch(source, refresh=False, progress=steps) == first
+        assert len(registry.requests()) == asked
+        assert (await images.fetch(other, refresh=False, progress=steps)).root == first.root
+    new = registry.requests()[asked:]
+    assert any("/v2/warm-add/manifests/stable" in line for line in new)
+    assert not any("/blobs/" in line for line in new)
+    assert [take_snapshot(home / "images" / name) for name in ("blobs", "roots")] == stored
+
+
 async def test_a_moved_tag_is_seen_by_refresh_alone(
     registry: Registry, tmp_path: Path, open_store: Any, steps: Any
 ) -> None:

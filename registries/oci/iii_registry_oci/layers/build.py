@@ -59,8 +59,8 @@ class SquashFS:
         sqfstar 4.5.1 gives the root directory the time of day, whatever ``-root-time`` says, unless
         ``SOURCE_DATE_EPOCH`` bounds all times; set to the latest one of the archive it bounds nothing else.
         """
-        command = ["sqfstar", "-comp", "lz4", "-no-progress", "-quiet", "-exit-on-error", "-mem", SQFSTAR_MEMORY]
-        command += ["-root-mode", f"{root.mode:o}", "-root-uid", str(root.uid), "-root-gid", str(root.gid)]
+        command = [*_as_owner(root), "sqfstar", "-comp", "lz4", "-no-progress", "-quiet", "-exit-on-error"]
+        command += ["-mem", SQFSTAR_MEMORY, "-root-mode", f"{root.mode:o}"]
         try:
             self._process = subprocess.Popen(
                 [*command, str(self._output)],
@@ -90,6 +90,22 @@ class SquashFS:
         if status == -25 or any(os.strerror(number) in said for number in FULL):  # SIGXFSZ
             return StorageFull(f"No space is left for the root image {self._output.name}", hint="free some disk space")
         return ImageError(f"sqfstar failed ({status}): {said[-1000:]}")
+
+
+def _as_owner(root: Entry) -> list[str]:
+    """What runs sqfstar as the owner of the root directory, in a user namespace of its own.
+
+    sqfstar 4.5.1 gives that directory to whoever runs it, whatever ``-root-uid`` says, and leaves its entry out. Where
+    user namespaces are not allowed it stays so.
+    """
+    if (root.uid, root.gid) == (os.geteuid(), os.getegid()):
+        return []
+    command = ["unshare", "--user", f"--map-user={root.uid}", f"--map-group={root.gid}", "--"]
+    try:
+        allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return []
+    return command if allowed else []
 
 
 def main() -> None:
