@@ -66,6 +66,11 @@ async def exec_in_worker(request: ExecRequest, agent: Agent, plan: WorkerPlan, s
             stdin=True,
         )
     )
+    return await relay(stream, process)
+
+
+async def relay(stream: MuxStream, process: AgentProcess) -> dict[str, Any]:
+    """Be a client's hands on a process until that ends; the client's leaving kills it. Returns as `exec_in_worker`."""
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_client_to_guest, stream, process)

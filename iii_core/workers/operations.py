@@ -9,6 +9,7 @@ import trio
 
 from iii_core.control.server import Operation
 from iii_core.errors import IIIError, UsageError, WorkerNotInstalled, leading_error
+from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
 from iii_core.workers.install import add_worker, drop_layers, remove_from_config
 from iii_core.workers.logs import FILE_NAMES, STDERR, STDOUT, tail
@@ -84,6 +85,7 @@ class WorkerOperations:
         return {
             "engine.status": Operation(self.engine_status),
             "worker.add": Operation(self.add),
+            "worker.copy": Operation(self.copy, streaming=True),
             "worker.exec": Operation(self.exec, streaming=True),
             "worker.list": Operation(self.list),
             "worker.remove": Operation(self.remove),
@@ -203,6 +205,12 @@ class WorkerOperations:
         request = _arguments(call, ExecRequest)
         agent, plan = self._supervisor(request.name).agent()
         return await exec_in_worker(request, agent, plan, call.stream)
+
+    async def copy(self, call: Call) -> dict[str, Any]:
+        """Copy files into or out of a worker's sandbox; see `iii_core.workers.copy`."""
+        request = _arguments(call, CopyRequest)
+        agent, plan = self._supervisor(request.name).agent()
+        return await copy_of_worker(request, agent, plan, call.stream)
 
     def _row(self, entry: WorkerEntry) -> dict[str, Any]:
         row: dict[str, Any] = {

@@ -21,6 +21,7 @@ class WorkerGroup(LazyGroup):
         "status": Lazy("Show one worker, also while it starts", from_module(f"{_HERE}.status")),
         "logs": Lazy("Show what a worker has printed", from_module(f"{_HERE}.logs")),
         "exec": Lazy("Run a command inside a worker's sandbox", from_module(f"{_HERE}.exec")),
+        "cp": Lazy("Copy files into a worker's sandbox, or out of it", from_module(f"{_HERE}.cp")),
         "remove": Lazy("Remove workers from this project", from_module(f"{_HERE}.remove")),
         "reinstall": Lazy("Fetch workers again and restart them", from_module(f"{_HERE}.add", "reinstall_app")),
     }
