@@ -291,6 +291,14 @@ def test_limits_are_for_all_layers_together(merge_layers: Merge) -> None:
     refuse(merge_layers, layer, layer, limits=Limits(entries=1))
 
 
+def test_too_many_names_in_one_directory_are_refused_by_name(merge_layers: Merge) -> None:
+    layer = tar_layer({f"d/{number}": b"" for number in range(4)})
+    merge_layers(layer, limits=Limits(folder=4))
+    assert "The directory 'd' holds 4 names (at most 3)" in refuse(merge_layers, layer, limits=Limits(folder=3))
+    flat = tar_layer({str(number): b"" for number in range(4)})
+    assert "The directory '/' holds" in refuse(merge_layers, flat, limits=Limits(folder=3))
+
+
 def test_directories_that_nobody_wrote_count(merge_layers: Merge) -> None:
     refuse(merge_layers, tar_layer({"a/b/c/d/e/f": b""}), limits=Limits(entries=5))
 

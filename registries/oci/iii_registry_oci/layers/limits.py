@@ -17,6 +17,7 @@ class Limits:
         total: uncompressed bytes of all layers.
         file: bytes of one file.
         entries: tar entries of all layers.
+        folder: names in one directory (sqfstar looks each one up among those before it: the time grows by the square).
         depth: components of a path.
         layers: layers of an image.
         manifest: bytes of a manifest, an index or an image configuration.
@@ -30,6 +31,7 @@ class Limits:
     total: int = 10 * GIB
     file: int = 5 * GIB
     entries: int = 1_000_000
+    folder: int = 32_768
     depth: int = 128
     layers: int = 500
     manifest: int = 4 * MIB

@@ -66,6 +66,7 @@ def merge(
         tree = _build_tree(spools, labels, budget)
         found = {path: _content(tree, spools, path, most) for path, most in wanted.items()}
         writer = _Writer(spools, limits, begin(tree.root.entry, tree.newest))
+        writer.require_few_names(b"/", tree.root)
         for path, node in tree.walk():
             writer.add(path, node)
         return writer.finish({path: data for path, data in found.items() if data is not None})
@@ -122,6 +123,7 @@ class _Writer:
                 f"The path '{printable(path)}' has {len(path)} bytes (at most {self._limits.path})",
                 hint="the image is damaged or hostile; nothing of it was stored",
             )
+        self.require_few_names(path, node)
         kind = node.entry.kind
         if kind is Kind.SPECIAL:
             self._left_out += 1
@@ -134,6 +136,14 @@ class _Writer:
         self._write(tarwrite.header(path, node.entry))
         if node.entry.size:
             self._copy(node)
+
+    def require_few_names(self, path: bytes, node: Node) -> None:
+        """Raises `ImageUnsafe` for a directory that would take too long to build."""
+        if len(node.children) > self._limits.folder:
+            raise ImageUnsafe(
+                f"The directory '{printable(path)}' holds {len(node.children)} names (at most {self._limits.folder})",
+                hint="spread its files over several directories",
+            )
 
     def _copy(self, node: Node) -> None:
         size = node.entry.size
