@@ -78,9 +78,10 @@ class Hosts:
             try:
                 yield host
             finally:
-                with trio.CancelScope(shield=host.died.is_set()):
-                    await host.swept.wait()
                 self.live -= 1
+                if host.died.is_set():
+                    with trio.move_on_after(10, shield=True):
+                        await host.swept.wait()
 
     def service(self) -> AbstractAsyncContextManager[SandboxService]:
         return open_sandboxes(self._plugins, self.open)
