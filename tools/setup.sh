@@ -11,6 +11,7 @@ NODE_MAJOR=18       # what the SDKs for Node.js ask for
 cd "$(dirname "$0")/.."
 STAMPS=build/stamps
 PACKAGES=tools/debian-packages.txt
+APT_LOG=build/apt.log
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -50,6 +51,13 @@ missing_packages() {
     done
 }
 
+# apt_get COMMAND…: run it with its output in the log; where it fails, show the end of that
+apt_get() {
+    "$@" >>"$APT_LOG" 2>&1 </dev/null && return
+    tail -n 20 "$APT_LOG" >&2
+    die "apt-get failed (the whole log: $APT_LOG)"
+}
+
 install_packages() {
     if ! have dpkg-query; then
         say "not a Debian machine: make sure that these are installed: $(wanted_packages "$1" | tr '\n' ' ')"
@@ -64,15 +72,14 @@ install_packages() {
     else
         die "system packages are missing; as root run: apt-get install --no-install-recommends -y $missing"
     fi
-    say "installing system packages: $missing"
-    log=build/apt.log
     mkdir -p build
-    # shellcheck disable=SC2086  # word splitting is meant
-    if ! { $root apt-get update && $root env DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y $missing; } \
-        >"$log" 2>&1 </dev/null; then
-        tail -n 20 "$log" >&2
-        die "apt-get failed (the whole log: $log)"
-    fi
+    : >"$APT_LOG"
+    say "fetching the lists of system packages (apt-get update)"
+    # shellcheck disable=SC2086  # word splitting is meant, here and below
+    apt_get $root apt-get update
+    say "installing system packages; this may take some minutes: $missing"
+    # shellcheck disable=SC2086
+    apt_get $root env DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y $missing
 }
 
 # udev gives everybody access to /dev/fuse; a container without udev may have kept it for root.
@@ -106,7 +113,7 @@ install_python() {
     key=$(python_key)
     if is_fresh python "$key" && [ -x .venv/bin/python ]; then return; fi
     find_uv
-    say "creating .venv"
+    say "installing Python packages into .venv"
     UV_PYTHON_DOWNLOADS=never "$UV" sync --all-packages --quiet </dev/null || die "uv sync failed"
     mark_fresh python "$key"
 }

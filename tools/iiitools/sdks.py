@@ -16,12 +16,16 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "sdks"
 PINS = ROOT / "tests" / "integration" / "sdk"
+
+WEB_CRYPTO = "--experimental-global-webcrypto"
+"""Lets Node.js 18 have the global ``crypto`` that the SDKs use, and that Node.js 20 has by itself."""
 
 _ATTEMPTS = 3
 _TIMEOUT = 600
@@ -57,6 +61,11 @@ class Sdk:
     def interpreter(self) -> str:
         """The program that runs scripts against this SDK."""
         return str(self.folder / "bin" / "python") if self.language == "python" else "node"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that programs need to run against this SDK on this machine."""
+        return {"NODE_OPTIONS": WEB_CRYPTO} if self.language == "node" and _node_major() < 20 else {}
 
 
 SDKS = (
@@ -111,6 +120,12 @@ def _install_node(sdk: Sdk) -> None:
     shutil.copy(_package_file(sdk), sdk.folder / "package.json")
     # No package here needs its install scripts; esbuild's only checks that its binary, a package of its own, is there.
     _run(["npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=sdk.folder)
+
+
+@cache
+def _node_major() -> int:
+    done = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=60, check=True)
+    return int(done.stdout.removeprefix("v").split(".")[0])
 
 
 def _run(command: Sequence[str], *, cwd: Path | None = None) -> None:

@@ -44,6 +44,7 @@ async def run_protocol(
     """
     reader_done = trio.Event()
     opened = False
+    failure: ExceptionGroup[Exception] | None = None
     try:
         async with trio.open_nursery() as nursery:
             with stream.until_end:
@@ -56,13 +57,15 @@ async def run_protocol(
             if not opened:
                 raise HandshakeFailed("the connection ended during the handshake")
     except* Exception as group:
-        if not opened:
-            raise _explain(group) from group
-        logger.debug("a connection ended with %r", group.exceptions)
+        failure = group  # raised below: what is raised in here, Python before 3.11.4 wraps into a group
     finally:
         reader_done.set()
         stream.drop()
         await trio.aclose_forcefully(stream)
+    if failure is not None:
+        if not opened:
+            raise _explain(failure) from failure
+        logger.debug("a connection ended with %r", failure.exceptions)
 
 
 def _explain(group: ExceptionGroup[Exception]) -> HandshakeFailed:

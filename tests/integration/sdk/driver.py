@@ -136,7 +136,7 @@ async def open_client(
     """A connected SDK process, killed in the end. Telemetry is off unless ``env`` says otherwise."""
     name = name or sdk.label
     script = prepare(sdk, CLIENTS / ("client.py" if sdk.language == "python" else "client.mjs"))
-    env = {"OTEL_SERVICE_NAME": name, **(env or {})}
+    env = {"OTEL_SERVICE_NAME": name, **sdk.environment, **(env or {})}
     async with open_process([sdk.interpreter, str(script), name], url, home, env=env) as process:
         client = Client(sdk, name, process)
         async with trio.open_nursery() as nursery:

@@ -24,7 +24,10 @@ OLD_NODE = Sdk("node", "0.11.6")  # the release that the seeds' names (Logger, I
 async def open_program(hub: Hub, script: str) -> AsyncGenerator[tuple[trio.Process, Output], None]:
     tsx = str(OLD_NODE.folder / "node_modules" / ".bin" / "tsx")
     path = str(prepare(OLD_NODE, CLIENTS / script))
-    async with open_process([tsx, path], hub.url, hub.home) as process, trio.open_nursery() as nursery:
+    async with (
+        open_process([tsx, path], hub.url, hub.home, env=OLD_NODE.environment) as process,
+        trio.open_nursery() as nursery,
+    ):
         output = Output()
         nursery.start_soon(output.read, process)
         yield process, output
