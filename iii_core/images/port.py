@@ -58,6 +58,8 @@ class Image:
         size: bytes of the root image on disk.
         hints: None where the image holds no (valid) ``/iii/worker.yaml``.
         user: whom ``config.user`` means; None where the image doesn't know that name, or its registry didn't look.
+        pin: what ``fetch`` gives this very image for, for ever and on every platform it exists for:
+            ``reference@sha256:…``. None where the source cannot promise that, such as a file.
     """
 
     reference: str
@@ -68,6 +70,7 @@ class Image:
     size: int
     hints: ImageHints | None = None
     user: ImageUser | None = None
+    pin: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

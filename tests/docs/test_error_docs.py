@@ -26,7 +26,7 @@ def documented() -> dict[str, str]:
 
 
 def tree_of_docstring() -> dict[str, str]:
-    """Code → class name, as the tree at the top of errors.py has them."""
+    """Code → class name, as the tree at the top of iii_core.errors has them."""
     rows = re.findall(r"(\w+) +(W\d{3})\b", errors.__doc__ or "")
     return {code: name for name, code in rows}
 

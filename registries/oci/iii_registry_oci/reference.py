@@ -58,6 +58,10 @@ class RegistryReference:
         """What skopeo calls the manifest ``digest`` of the same repository."""
         return f"docker://{self.registry}/{self.repository}@{digest}"
 
+    def pin(self, digest: str) -> str | None:
+        """The reference with the digest that it leads to now, which is an index's where there is one."""
+        return self.canonical if self.digest else f"{self.canonical}@{digest}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalReference:
@@ -84,6 +88,10 @@ class LocalReference:
     def transport(self) -> str:
         """What skopeo calls it."""
         return self.canonical
+
+    def pin(self, digest: str) -> str | None:
+        """None: what a file holds cannot be asked for again once another one took its place."""
+        return None
 
 
 Reference: TypeAlias = RegistryReference | LocalReference

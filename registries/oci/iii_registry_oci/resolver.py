@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A reference's manifest for this machine."""
+    """A reference's manifest for this machine; ``pin`` is the reference that always leads there."""
 
     digest: str
     manifest: Manifest
+    pin: str | None
 
 
 class OciResolver(ImageResolver):
@@ -61,7 +62,7 @@ class OciResolver(ImageResolver):
                 resolved = await self._resolve(reference, staging)
             stored = self._store.find(resolved.digest)
             if stored:
-                await trio.to_thread.run_sync(self._store.refer, reference.canonical, self._platform, stored.digest)
+                await self._refer(reference, resolved)
             else:
                 stored = await self._pull_once(reference, resolved, progress)
         progress(Progress(stage="stored", item=reference.canonical))
@@ -82,6 +83,7 @@ class OciResolver(ImageResolver):
         """Ask for the manifest; where it is an index, for the one of this machine."""
         raw = await self._skopeo.manifest(reference, None, scratch)
         digest = documents.digest_of(raw)
+        pin = reference.pin(digest)
         if reference.digest:
             documents.check_digest(raw, reference.digest, f"The manifest of {reference.canonical}")
         document = documents.parse_document(raw, self._limits)
@@ -94,7 +96,12 @@ class OciResolver(ImageResolver):
             document = documents.parse_document(raw, self._limits)
         if isinstance(document, Index):
             raise ImageUnsafe(f"{reference.canonical} is an index of indexes", hint="such images are not supported")
-        return Resolved(digest=digest, manifest=document)
+        return Resolved(digest=digest, manifest=document, pin=pin)
+
+    async def _refer(self, reference: Reference, resolved: Resolved) -> None:
+        await trio.to_thread.run_sync(
+            self._store.refer, reference.canonical, self._platform, resolved.digest, resolved.pin
+        )
 
     async def _child(self, reference: Reference, chosen: Descriptor, scratch: Path) -> bytes:
         if chosen.size > self._limits.manifest:
@@ -108,7 +115,7 @@ class OciResolver(ImageResolver):
         async with self._store.pulling(resolved.digest):
             stored = self._store.find(resolved.digest)
             if stored:
-                await trio.to_thread.run_sync(self._store.refer, reference.canonical, self._platform, stored.digest)
+                await self._refer(reference, resolved)
                 return stored
             try:
                 return await self._pull(reference, resolved, progress, reuse=True)
@@ -146,7 +153,7 @@ class OciResolver(ImageResolver):
                 blobs=blobs_of(resolved.manifest),
             )
             await trio.to_thread.run_sync(
-                self._store.publish, staging, root, image, reference.canonical, self._platform
+                self._store.publish, staging, root, image, reference.canonical, self._platform, resolved.pin
             )
             return image
 
@@ -194,6 +201,7 @@ class OciResolver(ImageResolver):
             size=stored.size,
             hints=stored.hints,
             user=stored.user,
+            pin=self._store.pin(reference.canonical, self._platform),
         )
 
 

@@ -55,12 +55,13 @@ class StoredImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class StoredReference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``refs/HEX.json``."""
+    """``refs/HEX.json``. ``pin`` is the reference that always leads to this image, None where there is none."""
 
     format: int
     reference: str
     platform: str
     digest: str
+    pin: str | None
 
 
 class ImageStore:
@@ -102,15 +103,18 @@ class ImageStore:
 
     def lookup(self, reference: str, platform: Platform) -> StoredImage | None:
         """The image that a reference led to when it was last looked at."""
-        found = _read(self._ref_path(reference, platform), StoredReference)
-        if found is None or found.format != FORMAT or found.reference != reference:
-            return None
-        return self.find(found.digest)
+        found = self._reference(reference, platform)
+        return self.find(found.digest) if found else None
 
-    def refer(self, reference: str, platform: Platform, digest: str) -> None:
-        """Note that a reference leads to a stored image; blocks while another process changes the store."""
+    def pin(self, reference: str, platform: Platform) -> str | None:
+        """The pin that was noted for a reference, if it was."""
+        found = self._reference(reference, platform)
+        return found.pin if found else None
+
+    def refer(self, reference: str, platform: Platform, digest: str, pin: str | None) -> None:
+        """Note that a reference and its pin lead to a stored image; blocks while another process changes the store."""
         with self._changing():
-            self._refer(reference, platform, digest)
+            self._refer(reference, platform, digest, pin)
 
     @asynccontextmanager
     async def pulling(self, digest: str) -> AsyncGenerator[None, None]:
@@ -153,7 +157,9 @@ class ImageStore:
         """Whether one of the blobs is here."""
         return any((self._blobs / _hex(digest)).exists() for digest in digests)
 
-    def publish(self, staging: Path, root: Path, image: StoredImage, reference: str, platform: Platform) -> None:
+    def publish(
+        self, staging: Path, root: Path, image: StoredImage, reference: str, platform: Platform, pin: str | None
+    ) -> None:
         """Add a pulled image to the store; blocks for as long as its bytes take to reach the disk."""
         for digest in set(image.blobs):
             _sync(staging_blob(staging, digest))
@@ -165,12 +171,15 @@ class ImageStore:
             root.replace(self.root_path(image.digest))
             _sync(self._roots)
             _write(self._roots / f"{_hex(image.digest)}.json", image)
-            self._refer(reference, platform, image.digest)
+            self._refer(reference, platform, image.digest, pin)
 
     def forget(self, reference: str, platform: Platform) -> int:
-        """Drop a reference and all that no reference needs; gives the bytes freed. Blocks like `refer`."""
+        """Drop a reference, its pins, and all that no reference needs; gives the bytes freed. Blocks like `refer`."""
         with self._changing():
-            self._ref_path(reference, platform).unlink(missing_ok=True)
+            for path in self._refs.glob("*.json"):
+                found = _read(path, StoredReference)
+                if found and found.platform == str(platform) and reference in (found.reference, _unpinned(found)):
+                    path.unlink()
             return self._sweep()
 
     def _sweep(self) -> int:
@@ -184,9 +193,14 @@ class ImageStore:
         doomed += [path for path in self._blobs.iterdir() if path.name not in blobs]
         return sum(_unlink(path) for path in doomed)
 
-    def _refer(self, reference: str, platform: Platform, digest: str) -> None:
-        record = StoredReference(format=FORMAT, reference=reference, platform=str(platform), digest=digest)
-        _write(self._ref_path(reference, platform), record)
+    def _reference(self, reference: str, platform: Platform) -> StoredReference | None:
+        found = _read(self._ref_path(reference, platform), StoredReference)
+        return found if found is not None and found.format == FORMAT and found.reference == reference else None
+
+    def _refer(self, reference: str, platform: Platform, digest: str, pin: str | None) -> None:
+        for name in {reference, pin or reference}:
+            record = StoredReference(format=FORMAT, reference=name, platform=str(platform), digest=digest, pin=pin)
+            _write(self._ref_path(name, platform), record)
 
     def _ref_path(self, reference: str, platform: Platform) -> Path:
         return self._refs / f"{_hex(digest_of(f'{platform} {reference}'.encode()))}.json"
@@ -206,6 +220,11 @@ def staging_blob(staging: Path, digest: str) -> Path:
 def blobs_of(manifest: Manifest) -> tuple[str, ...]:
     """The digests of an image's configuration and layers."""
     return (manifest.config.digest, *(layer.digest for layer in manifest.layers))
+
+
+def _unpinned(found: StoredReference) -> str | None:
+    """The reference that a pin was made of; None for what is no pin."""
+    return found.reference.rpartition("@")[0] if found.reference == found.pin else None
 
 
 def _hex(digest: str) -> str:

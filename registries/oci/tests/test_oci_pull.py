@@ -139,6 +139,12 @@ async def test_the_platform_of_an_index(registry: Registry, tmp_path: Path, open
             found = run("unsquashfs", "-cat", str(image.root.path), "arch")
             assert found == MACHINE.encode()
 
+        assert image.pin is None  # of a folder
+        pin = (await images.fetch(source, refresh=False, progress=steps)).pin
+        assert pin is not None
+        assert pin != f"{source}@{image.digest}"  # what holds on other machines too is the index
+        assert (await images.fetch(pin, refresh=False, progress=steps)).digest == image.digest
+
 
 async def test_no_platform_fits(registry: Registry, tmp_path: Path, open_store: Any, steps: Any) -> None:
     others = [PlatformImage(architecture=name, layers=[tar_layer({"a": b""})]) for name in ("s390x", "riscv64")]
@@ -251,11 +257,20 @@ async def test_a_moved_tag_is_seen_by_refresh_alone(
 ) -> None:
     source, old = push(registry, tmp_path, "moving:1.0", b"old")
     async with open_store() as images:
-        await images.fetch(source, refresh=False, progress=steps)
+        pin = (await images.fetch(source, refresh=False, progress=steps)).pin
+        assert pin == f"{source}@{old}"
         _, new = push(registry, tmp_path, "moving:1.0", b"new")
         assert (await images.fetch(source, refresh=False, progress=steps)).digest == old
-        assert (await images.fetch(source, refresh=True, progress=steps)).digest == new
-        assert (await images.fetch(source, refresh=False, progress=steps)).digest == new
+        moved = await images.fetch(source, refresh=True, progress=steps)
+        assert (moved.digest, moved.pin) == (new, f"{source}@{new}")
+        assert (await images.fetch(source, refresh=False, progress=steps)) == moved
+        asked = len(registry.requests())
+        kept = await images.fetch(pin, refresh=True, progress=steps)
+        assert (kept.digest, kept.pin) == (old, pin)
+        assert len(registry.requests()) == asked
+        await images.remove(source)
+        assert await images.stored(pin) is None
+        assert (await images.fetch(pin, refresh=False, progress=steps)).digest == old
 
 
 async def test_shared_layers_are_fetched_once(registry: Registry, tmp_path: Path, open_store: Any, steps: Any) -> None:
