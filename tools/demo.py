@@ -31,6 +31,7 @@ III = ROOT / ".venv" / "bin" / "iii"
 COMMAND_SECONDS = 60.0
 READY_SECONDS = 180.0
 ENGINE_SECONDS = 20.0
+KERNELS = ROOT / "build" / "guest"
 GRACE_SECONDS = 5.0  # for an engine to end after a step that failed
 
 
@@ -74,6 +75,9 @@ class Demo:
             with step("build the image of examples/math-worker (Debian's Python, iii-sdk from PyPI)"):
                 layout = self.folder / "image"
                 build_math_worker(layout, tag="1.0")
+            if self.backend:
+                with step("iii sandbox setup (what that backend boots, kept below build/)"):
+                    self.set_up_sandboxes()
             with step("start a registry"):
                 registry = stack.enter_context(run_registry(self.folder / "registry"))
             with step("push the image"):
@@ -94,6 +98,15 @@ class Demo:
                 self.iii("worker", "remove", "-y", "math-worker")
                 if "math-worker" in (self.project / "config.yaml").read_text():
                     raise StepFailed("config.yaml still names the worker")
+
+    def set_up_sandboxes(self) -> None:
+        """Fetch a kernel for virtual machines, or take the one that the tests have fetched."""
+        kernels = KERNELS / "kernels"
+        kernels.mkdir(parents=True, exist_ok=True)
+        home = Path(self.environment["III_HOME"])
+        home.mkdir(mode=0o700, exist_ok=True)
+        (home / "kernels").symlink_to(kernels)
+        self.iii("sandbox", "setup", timeout=READY_SECONDS)
 
     def push(self, registry: Registry, layout: Path) -> str:
         """Push the image; returns the reference to add."""
