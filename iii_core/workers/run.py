@@ -123,7 +123,7 @@ class WorkerRun:
             root=image.root,
             writable_dir=self._places.writable / image.digest.removeprefix("sha256:")[:16],
             console=self._places.console,
-            hostname=self._spec.name.replace("_", "-").replace(".", "-")[:63],
+            hostname=_hostname(self._spec.name),
             limits=self.plan.limits,
         )
         console_start = _size(self._places.console)
@@ -137,6 +137,7 @@ class WorkerRun:
                 stream,
                 tunnel_ports=engine.tunnel_ports,
                 serve_tunnel=lambda tunnel: engine.serve_tunnel(tunnel, self._id),
+                hostname=_hostname(self._spec.name),  # a machine has it from its agent alone
             ) as agent:
                 self.agent = agent
                 try:
@@ -237,3 +238,7 @@ def _tail_since(path: Path, start: int) -> str:
             return file.read(CONSOLE_TAIL).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _hostname(worker: str) -> str:
+    return worker.replace("_", "-").replace(".", "-")[:63]
