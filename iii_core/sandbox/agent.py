@@ -32,12 +32,14 @@ from iii_core.link.mux import Closed, Message, Mux, MuxStream, Role, open_mux
 from iii_core.link.nursery import open_service_nursery
 from iii_core.sandbox import agent_wire as wire
 from iii_core.sandbox.agent_process import AgentProcess
-from iii_core.sandbox.agent_tunnel import TunnelStream
+from iii_core.sandbox.agent_tunnel import TunnelStream, dial
 from iii_core.sandbox.agent_wire import (
     Connection,
     ExitStatus,
     ProcessSpec,
     Ready,
+    SandboxStats,
+    StatsAnswer,
     TerminalSize,
 )
 
@@ -47,6 +49,7 @@ __all__ = [
     "AgentTimeouts",
     "ExitStatus",
     "ProcessSpec",
+    "SandboxStats",
     "TerminalSize",
     "open_agent",
 ]
@@ -83,6 +86,8 @@ class Agent:
         self._control = control
         self._timeouts = timeouts
         self.ready = ready
+        self._last_token = 0
+        self._answers: dict[int, StatsAnswer | None] = {}  # None while it is waited for
 
     async def spawn(self, spec: ProcessSpec) -> AgentProcess:
         """Start a program; returns once it runs.
@@ -135,6 +140,38 @@ class Agent:
         except LinkError:
             return
         await self._mux.wait_closed()
+
+    async def stats(self) -> SandboxStats:
+        """What the sandbox uses right now. Raises `UnsupportedOperation` with an agent that cannot say, `LinkError`.
+
+        Waits for as long as the guest takes: put a timeout around it.
+        """
+        self._require(wire.Feature.STATS, "say what it uses")
+        self._last_token = token = self._last_token + 1
+        self._answers[token] = None
+        try:
+            await self._control.send_message(wire.encode_give_stats(token))
+            await self._control.until(lambda: self._answers[token] is not None)
+            answer = self._answers[token]
+            assert answer is not None
+            return answer.stats
+        finally:
+            del self._answers[token]
+
+    async def dial(self, port: int) -> TunnelStream:
+        """Connect to 127.0.0.1 (else ::1) at ``port`` inside. Close what is given.
+
+        Raises ``ConnectionRefusedError`` with the guest's reason (nobody listens there), `UnsupportedOperation`,
+        `UsageError`, `LinkError`. Put a timeout around it.
+        """
+        self._require(wire.Feature.DIAL, "be connected to")
+        return await dial(self._mux, port)
+
+    def on_answer(self, answer: StatsAnswer) -> None:
+        """For `open_agent`: an answer to `stats` came, unless nobody waits for it any more."""
+        if answer.token in self._answers:
+            self._answers[answer.token] = answer
+            self._control.notify()
 
     async def resume(self) -> None:
         """Say that the machine stood still: its clock is set and its random number generator seeded anew.
@@ -216,8 +253,9 @@ async def open_agent(
                 ready = await _receive_ready(control)
         except trio.TooSlowError:
             raise _boot_timeout(timeouts) from None
-        nursery.start_soon(_serve_control, control, mux, serve_tunnel)
-        yield Agent(mux, control, ready, timeouts)
+        agent = Agent(mux, control, ready, timeouts)
+        nursery.start_soon(_serve_control, control, mux, serve_tunnel, agent)
+        yield agent
 
 
 async def _receive_ready(control: MuxStream) -> Ready:
@@ -241,7 +279,7 @@ async def _receive_ready(control: MuxStream) -> Ready:
     return ready
 
 
-async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel) -> None:
+async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel, agent: Agent) -> None:
     """Open a tunnel for each connection that the agent announces, until the link ends.
 
     At most `MAX_TUNNELS`: streams are left for processes. Further ones wait in the sandbox, for as long as the agent
@@ -252,6 +290,8 @@ async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel
         try:
             while not isinstance(item := await control.receive(), Closed):
                 message = wire.decode_control_message(item.payload) if isinstance(item, Message) else None
+                if isinstance(message, StatsAnswer):
+                    agent.on_answer(message)
                 if isinstance(message, Connection):
                     await slots.acquire()
                     tunnels.start_soon(_serve_connection, mux, message, serve_tunnel, slots)

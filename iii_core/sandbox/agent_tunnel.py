@@ -1,4 +1,4 @@
-"""One connection out of a sandbox, as a trio stream."""
+"""One connection out of a sandbox, or into it, as a trio stream."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Final
 
 import trio
 
-from iii_core.errors import LinkError
-from iii_core.link.mux import Data, Eof, MuxStream
+from iii_core.errors import LinkClosed, LinkError
+from iii_core.link.mux import Data, Eof, Mux, MuxStream
+from iii_core.sandbox import agent_wire as wire
 
 CHANNEL: Final = 0
 
 
 class TunnelStream(trio.abc.HalfCloseableStream):
-    """Both directions of one TCP connection that was made inside a sandbox to ``port``.
+    """Both directions of one TCP connection inside a sandbox to ``port``.
 
     As with any trio stream one task may send and another receive. Closing writes out what was sent, for up to 5 s.
     """
@@ -71,3 +72,24 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """See ``trio.abc.AsyncResource``."""
         await self._stream.close()
+
+
+async def dial(mux: Mux, port: int) -> TunnelStream:
+    """For `Agent.dial`."""
+    connected = False
+
+    def on_message(payload: bytes) -> None:
+        nonlocal connected
+        connected = connected or wire.is_connected(payload)
+
+    stream = await mux.open(wire.encode_dial(port), on_message=on_message)
+    try:
+        await stream.until(lambda: connected)
+    except LinkClosed as error:
+        stream.reset()
+        mux.check()
+        raise ConnectionRefusedError(f"port {port} in the sandbox: {error.message}") from error
+    except BaseException:
+        stream.reset("dialling was given up")
+        raise
+    return TunnelStream(stream, port)

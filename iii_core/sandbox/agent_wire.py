@@ -5,82 +5,21 @@ What comes from a guest is hostile: whatever is malformed, or not expected at al
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from iii_core.errors import LinkError, UsageError
+from iii_core.sandbox.agent_numbers import Direction as Direction
+from iii_core.sandbox.agent_numbers import Feature as Feature
+from iii_core.sandbox.agent_numbers import Kind as Kind
+from iii_core.sandbox.agent_numbers import Tag as Tag
 
 VERSION: Final = 1
 MAX_TEXT: Final = 1024
 _FIELD: Final = struct.Struct("<HI")
 _NUMBER: Final = struct.Struct("<Q")
-
-
-class Kind(enum.IntEnum):
-    """The first byte of a payload: of `OPEN` (1 …) or of a message (16 …)."""
-
-    CONTROL = 1
-    PROCESS = 2
-    TUNNEL = 3
-    COPY = 4
-    STARTED = 16
-    SPAWN_ERROR = 17
-    EXIT = 18
-    SIGNAL = 19
-    RESIZE = 20
-    READY = 32
-    CONNECTION = 33
-    POWER_OFF = 34
-    RESUME = 35
-
-
-class Feature(enum.IntFlag):
-    """What an agent can do beyond the first version: bits of ``READY``."""
-
-    RESUME = 1 << 0
-    COPY = 1 << 1
-
-
-class Direction(enum.IntEnum):
-    """Of a copy, as the host sees it."""
-
-    OUT = 1
-    IN = 2
-
-
-class Tag(enum.IntEnum):
-    """Tags of fields; those below 16 mean different things in different kinds of `OPEN`."""
-
-    PORT = 1
-    HOSTNAME = 2
-    DEAD_MAN_MS = 3
-    CLOCK_NS = 4
-    ENTROPY = 5
-    PATH = 1
-    DIRECTION = 2
-    ARG = 1
-    ENV = 2
-    CWD = 3
-    ROWS = 4
-    COLS = 5
-    UID = 6
-    GID = 7
-    GROUP = 8
-    LINGER_MS = 9
-    STDIN = 10
-    VERSION = 16
-    FEATURES = 17
-    PID = 18
-    LISTEN_ERROR = 19
-    CONNECTION_ID = 20
-    GRACE_MS = 21
-    ERRNO = 22
-    TEXT = 23
-    CODE = 24
-    SIGNAL = 25
 
 
 Field: TypeAlias = tuple[Tag, int | str | bytes]
@@ -167,6 +106,32 @@ class Connection:
     port: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStats:
+    """What a sandbox uses, as its agent says: a guest's own words.
+
+    Attributes:
+        cpu_ns: CPU time of all its processes so far, ended ones included, to 10 ms.
+        memory: bytes of memory that its processes have for themselves (resident, without files).
+        processes: how many there are.
+        disk_used, disk_size: bytes of the file system that takes what is written; None where that is the host's.
+    """
+
+    cpu_ns: int
+    memory: int
+    processes: int
+    disk_used: int | None = None
+    disk_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatsAnswer:
+    """The answer to the request with that token."""
+
+    token: int
+    stats: SandboxStats
+
+
 # --- encoding ---
 
 
@@ -186,14 +151,20 @@ def encode(kind: Kind, fields: Iterable[Field] = ()) -> bytes:
 
 
 def encode_configure(
-    *, ports: Sequence[int], dead_man: float, clock_ns: int, entropy: bytes, hostname: str | None = None
+    *,
+    ports: Sequence[int],
+    dead_man: float,
+    clock_ns: int | None = None,
+    entropy: bytes | None = None,
+    hostname: str | None = None,
 ) -> bytes:
     """`OPEN` of the control stream.
 
     ``dead_man`` in seconds, 0 for never; ``clock_ns`` is the time of day in nanoseconds since 1970; ``entropy`` 1 … 512
-    random bytes that nobody else knows.
+    random bytes that nobody else knows. None leaves the guest's as they are.
     """
-    fields: list[Field] = [(Tag.CLOCK_NS, clock_ns), (Tag.ENTROPY, entropy)]
+    fields: list[Field] = [(Tag.CLOCK_NS, clock_ns)] if clock_ns is not None else []
+    fields += [(Tag.ENTROPY, entropy)] if entropy is not None else []
     fields += [(Tag.PORT, port) for port in ports]
     fields.append((Tag.DEAD_MAN_MS, _milliseconds(dead_man)))
     if hostname is not None:
@@ -258,6 +229,18 @@ def encode_resume(*, clock_ns: int, entropy: bytes) -> bytes:
     return encode(Kind.RESUME, [(Tag.CLOCK_NS, clock_ns), (Tag.ENTROPY, entropy)])
 
 
+def encode_give_stats(token: int) -> bytes:
+    """A message on the control stream."""
+    return encode(Kind.GIVE_STATS, [(Tag.TOKEN, token)])
+
+
+def encode_dial(port: int) -> bytes:
+    """`OPEN` of a connection to a port inside."""
+    if not 1 <= port <= 65535:
+        raise UsageError(f"there is no port {port}")
+    return encode(Kind.DIAL, [(Tag.PORT, port)])
+
+
 def encode_tunnel(connection_id: int) -> bytes:
     """`OPEN` of a tunnel."""
     return encode(Kind.TUNNEL, [(Tag.CONNECTION_ID, connection_id)])
@@ -298,7 +281,7 @@ def decode_process_message(payload: bytes) -> Started | SpawnFailure | ExitStatu
             raise LinkError(f"the guest agent sent a message of kind {fields.kind} on a process stream")
 
 
-def decode_control_message(payload: bytes) -> Ready | Connection | None:
+def decode_control_message(payload: bytes) -> Ready | Connection | StatsAnswer | None:
     """A message of the control stream; None for a kind from the future. Raises `LinkError`."""
     fields = _Fields(payload)
     match fields.kind:
@@ -311,8 +294,26 @@ def decode_control_message(payload: bytes) -> Ready | Connection | None:
             )
         case Kind.CONNECTION:
             return Connection(fields.number(Tag.CONNECTION_ID, 1, 2**64 - 1), fields.number(Tag.PORT, 1, 65535))
+        case Kind.STATS:
+            return StatsAnswer(fields.number(Tag.TOKEN, 0, 2**64 - 1), _decode_stats(fields))
         case _:
             return None
+
+
+def is_connected(payload: bytes) -> bool:
+    """Whether a message on a dialled connection says that it is there. Raises `LinkError` for a malformed one."""
+    return _Fields(payload).kind == Kind.CONNECTED
+
+
+def _decode_stats(fields: _Fields) -> SandboxStats:
+    has_disk = fields.has(Tag.DISK_USED) and fields.has(Tag.DISK_SIZE)
+    return SandboxStats(
+        cpu_ns=fields.number(Tag.CPU_NS, 0, 2**63),
+        memory=fields.number(Tag.MEMORY, 0, 2**63),
+        processes=fields.number(Tag.PROCESSES, 0, 2**31),
+        disk_used=fields.number(Tag.DISK_USED, 0, 2**63) if has_disk else None,
+        disk_size=fields.number(Tag.DISK_SIZE, 0, 2**63) if has_disk else None,
+    )
 
 
 class _Fields:

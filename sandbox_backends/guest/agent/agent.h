@@ -43,16 +43,24 @@ bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
 bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool copy_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
+bool dial_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 
 /* process.c: children have ended (SIGCHLD); returns whether any is left. */
 bool processes_reap(struct agent *a);
 void processes_signal(struct agent *a, int signal);
 bool processes_have_streams(const struct agent *a);
 
+/* dial.c: a socket that is connected to a port of this machine, or that will be; -1 with errno. */
+int dial_connect(uint16_t port, int family, bool *connecting);
+
 /* tunnel.c */
 int tunnel_listen(struct agent *a, uint16_t port, int family); /* 0 or an errno */
 void tunnel_close_listeners(struct agent *a);
+void tunnel_adopt(struct agent *a, struct stream *s, int fd, bool connecting, uint16_t other_port); /* of the host's */
 void tunnel_announce(struct agent *a); /* the control stream has message credit again */
+
+/* stats.c: the fields of STATS */
+void stats_add(const struct agent *a, struct payload *p);
 
 /* power.c */
 void power_init(struct agent *a);

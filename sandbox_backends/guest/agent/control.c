@@ -71,20 +71,31 @@ static bool control_eof(struct stream *s, uint8_t channel) {
     return false;
 }
 
+static void send_stats(struct stream *s, uint64_t token) {
+    struct payload stats;
+    payload_begin(&stats, MESSAGE_STATS);
+    payload_number(&stats, TAG_TOKEN, token);
+    stats_add(s->owner, &stats);
+    stream_send(s, &stats);
+}
+
 static bool control_message(struct stream *s, const uint8_t *bytes, size_t size) {
-    uint64_t grace = 0;
+    uint64_t grace = 0, token = 0;
     if (size == 0)
         return false;
     struct fields f = {.next = bytes + 1, .end = bytes + size};
     enum field field;
     while ((field = fields_next(&f)) == FIELD_THERE)
         if ((bytes[0] == MESSAGE_RESUME && !restore_field(s->owner, &f)) ||
+            (f.tag == TAG_TOKEN && !field_number(&f, 0, UINT64_MAX, &token)) ||
             (f.tag == TAG_GRACE_MS && !field_number(&f, 0, INT32_MAX, &grace)))
             return false;
     if (field == FIELD_MALFORMED)
         return false;
     if (bytes[0] == MESSAGE_POWER_OFF)
         power_off(s->owner, (int64_t)grace, EXIT_POWERED_OFF);
+    if (bytes[0] == MESSAGE_GIVE_STATS && stream_may_send(s))
+        send_stats(s, token);
     return true;
 }
 
@@ -118,7 +129,7 @@ bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
     struct payload ready;
     payload_begin(&ready, MESSAGE_READY);
     payload_number(&ready, TAG_VERSION, AGENT_VERSION);
-    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME | FEATURE_COPY);
+    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME | FEATURE_COPY | FEATURE_STATS | FEATURE_DIAL);
     payload_number(&ready, TAG_PID, (uint64_t)getpid());
     struct fields f = {.next = bytes, .end = bytes + size};
     enum field field;

@@ -32,7 +32,8 @@ struct tunnel {
     struct agent *agent;
     struct stream *stream; /* NULL until claimed, and once gone */
     uint64_t id;
-    bool claimed, over;
+    bool claimed, connecting, over;
+    uint16_t other_port; /* where to try ::1, if the connection that is on its way is refused */
     struct watch watch;
     struct source source;
     struct sink sink;
@@ -97,8 +98,46 @@ static void sink_over(struct sink *sink, int error) {
     close_when_both_ended(t);
 }
 
+static void send_connected(struct tunnel *t) {
+    struct payload message;
+    t->connecting = false;
+    payload_begin(&message, MESSAGE_CONNECTED);
+    stream_send(t->stream, &message);
+}
+
+/* False if that fails too. */
+static bool try_the_other_address(struct tunnel *t) {
+    int fd = dial_connect(t->other_port, AF_INET6, &t->connecting);
+    t->other_port = 0;
+    if (fd < 0)
+        return false;
+    loop_unwatch_and_close(&t->agent->loop, &t->watch);
+    t->watch.fd = t->source.fd = t->sink.fd = fd;
+    if (!t->connecting)
+        send_connected(t);
+    return loop_watch(&t->agent->loop, &t->watch, EPOLLIN | EPOLLRDHUP | EPOLLOUT | EPOLLET);
+}
+
+/* Whether the connection is there by now; if it failed, that is its end. */
+static bool is_connected(struct tunnel *t, uint32_t events) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (!(events & (EPOLLOUT | EPOLLHUP | EPOLLERR)))
+        return false;
+    getsockopt(t->watch.fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error == ECONNREFUSED && t->other_port != 0 && try_the_other_address(t))
+        return false;
+    if (error != 0)
+        close_tunnel(t, strerror(error));
+    else
+        send_connected(t);
+    return !t->over;
+}
+
 static void connection_ready(struct watch *w, uint32_t events) {
     struct tunnel *t = w->owner;
+    if (t->connecting && t->stream != NULL && !is_connected(t, events))
+        return;
     if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
         sink_flush(&t->sink);
     if (!t->over && events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
@@ -166,6 +205,18 @@ static struct tunnel *find_unclaimed(const struct agent *a, uint64_t id) {
     return NULL;
 }
 
+/* From now on the stream is the connection's. */
+static void join(struct tunnel *t, struct stream *s) {
+    t->claimed = true;
+    t->stream = s;
+    s->ops = &TUNNEL_OPS;
+    s->owner = t;
+    source_start(&t->source, s, CHANNEL, t->watch.fd);
+    sink_start(&t->sink, s, t->watch.fd);
+    if (!loop_watch(&t->agent->loop, &t->watch, EPOLLIN | EPOLLRDHUP | EPOLLOUT | EPOLLET))
+        close_tunnel(t, strerror(errno));
+}
+
 bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size) {
     struct fields f = {.next = bytes, .end = bytes + size};
     enum field field;
@@ -180,33 +231,41 @@ bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t
         stream_close(s, "the connection is gone");
         return true;
     }
-    t->claimed = true;
-    t->stream = s;
-    s->ops = &TUNNEL_OPS;
-    s->owner = t;
     loop_stop_timer(&a->loop, &t->timer);
     a->unclaimed--;
-    source_start(&t->source, s, CHANNEL, t->watch.fd);
-    sink_start(&t->sink, s, t->watch.fd);
-    if (!loop_watch(&a->loop, &t->watch, EPOLLIN | EPOLLRDHUP | EPOLLOUT | EPOLLET))
-        close_tunnel(t, strerror(errno));
+    join(t, s);
     tunnel_announce(a);
     return true;
 }
 
-/* --- listening --- */
-
-static void announce(struct agent *a, int fd, uint16_t port) {
+static struct tunnel *new_tunnel(struct agent *a, int fd) {
     struct tunnel *t = must_alloc(sizeof *t);
-    *t = (struct tunnel){.next = a->tunnels, .agent = a, .id = ++a->last_connection_id};
+    *t = (struct tunnel){.next = a->tunnels, .agent = a};
     t->watch = (struct watch){.fd = fd, .ready = connection_ready, .owner = t};
     t->source = (struct source){.end = source_over, .owner = t};
     t->sink = (struct sink){.end = sink_over, .owner = t};
     t->timer = (struct timer){.fire = time_is_up, .owner = t};
     a->tunnels = t;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    return t;
+}
+
+void tunnel_adopt(struct agent *a, struct stream *s, int fd, bool connecting, uint16_t other_port) {
+    struct tunnel *t = new_tunnel(a, fd);
+    t->connecting = connecting;
+    t->other_port = other_port;
+    join(t, s);
+    if (!t->over && !connecting)
+        send_connected(t);
+}
+
+/* --- listening --- */
+
+static void announce(struct agent *a, int fd, uint16_t port) {
+    struct tunnel *t = new_tunnel(a, fd);
+    t->id = ++a->last_connection_id;
     a->unclaimed++;
     loop_start_timer(&a->loop, &t->timer, CLAIM_MS);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
     struct payload message;
     payload_begin(&message, MESSAGE_CONNECTION);
     payload_number(&message, TAG_CONNECTION_ID, t->id);

@@ -42,7 +42,7 @@ enum frame_type {
     FRAME_CLOSE,
 };
 
-enum stream_kind { KIND_CONTROL = 1, KIND_PROCESS = 2, KIND_TUNNEL = 3, KIND_COPY = 4 };
+enum stream_kind { KIND_CONTROL = 1, KIND_PROCESS = 2, KIND_TUNNEL = 3, KIND_COPY = 4, KIND_DIAL = 5 };
 
 enum message_kind {
     MESSAGE_STARTED = 16,
@@ -54,9 +54,12 @@ enum message_kind {
     MESSAGE_CONNECTION = 33,
     MESSAGE_POWER_OFF = 34,
     MESSAGE_RESUME = 35,
+    MESSAGE_GIVE_STATS = 36,
+    MESSAGE_STATS = 37,
+    MESSAGE_CONNECTED = 38,
 };
 
-enum feature { FEATURE_RESUME = 1 << 0, FEATURE_COPY = 1 << 1 };
+enum feature { FEATURE_RESUME = 1 << 0, FEATURE_COPY = 1 << 1, FEATURE_STATS = 1 << 2, FEATURE_DIAL = 1 << 3 };
 
 /* tags of OPEN, by kind of stream */
 enum { CONTROL_PORT = 1, CONTROL_HOSTNAME = 2, CONTROL_DEAD_MAN_MS = 3, CONTROL_CLOCK_NS = 4, CONTROL_ENTROPY = 5 };
@@ -90,6 +93,12 @@ enum {
     TAG_TEXT = 23,
     TAG_CODE = 24,
     TAG_SIGNAL = 25,
+    TAG_TOKEN = 26,
+    TAG_CPU_NS = 27,
+    TAG_MEMORY = 28,
+    TAG_PROCESSES = 29,
+    TAG_DISK_USED = 30,
+    TAG_DISK_SIZE = 31,
     TAG_CRITICAL = 0x8000,
 };
 

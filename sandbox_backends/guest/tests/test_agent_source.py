@@ -49,7 +49,7 @@ def test_the_program_that_is_installed_is_that_of_the_source(tmp_path: Path) -> 
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("iii_sandbox_guest.__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("iii_sandbox_guest.agent_program.__file__", str(tmp_path / "agent_program.py"))
     with pytest.raises(BackendUnavailable, match=f"missing at {tmp_path}"):
         agent_path()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ async def test_two_at_a_time_fetch_one_kernel(repository: Path, tmp_path: Path) 
     told.clear()
     assert await fetch_kernel(tmp_path / "home", progress=told.append) == found[0]
     assert not any("download" in line for line in told)
+
+
+def test_the_command_says_where_the_kernel_is(repository: Path, tmp_path: Path) -> None:
+    argv = [Path(sys.executable).with_name("iii"), "sandbox", "setup"]
+    environ = {**os.environ, "III_HOME": str(tmp_path / "home")}
+    done = subprocess.run(argv, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"kernel {RELEASE} in {tmp_path}/home/kernels/{RELEASE}" in done.stderr
+    (repository / "image.deb").unlink()
+    environ["III_HOME"] = str(tmp_path / "other")
+    done = subprocess.run(argv, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "[W231]" in done.stderr
 
 
 async def test_a_download_that_fails_leaves_nothing(repository: Path, tmp_path: Path) -> None:

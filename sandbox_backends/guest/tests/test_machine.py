@@ -12,9 +12,11 @@ import pytest
 import trio
 from iii_sandbox_guest import Needs
 
-from iii_core.sandbox.agent import Agent, ProcessSpec, TerminalSize
+from iii_core.sandbox.agent import Agent, ExitStatus, ProcessSpec, TerminalSize
 from iii_core.sandbox.agent_wire import Feature
+from iii_core.sandbox.archive import Unpacker, pack
 
+from .agentkit import outcome
 from .agentkit import run as run_program
 from .machinekit import Machine
 
@@ -121,6 +123,59 @@ async def test_a_machine_that_stood_still_is_set_right(booted: Booted) -> None:
     await booted.agent.resume()
     assert abs(float(await booted.sh("date +%s")) - time.time()) < 2
     await stream.kill()
+
+
+async def test_files_go_in_and_out_with_the_rights_of_who_asks(booted: Booted, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 1000)
+
+    async def copy_in(path: str, **changes: int) -> tuple[bytes, bytes, ExitStatus]:
+        process = await booted.agent.copy_in(path, **changes)
+        for piece in pack(tmp_path / "file"):
+            await process.send_stdin(piece)
+        await process.close_stdin()
+        return await outcome(process)
+
+    assert await copy_in("/workspace/copied") == (b"", b"", ExitStatus(0))
+    assert await booted.sh("wc -c </workspace/copied") == "256000\n"
+    out, _, status = await outcome(await booted.agent.copy_out("copied", uid=1000, gid=1000))
+    assert status.code == 0
+    unpacker = Unpacker(tmp_path / "back")
+    unpacker.feed(out)
+    unpacker.finish()
+    unpacker.close()
+    assert await trio.Path(tmp_path / "back").read_bytes() == bytes(range(256)) * 1000
+    assert await copy_in("/workspace/mine", uid=1000, gid=1000) == (b"", b"file: Permission denied\n", ExitStatus(1))
+
+
+async def test_it_says_what_it_uses(booted: Booted) -> None:
+    before = await booted.agent.stats()
+    await booted.sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/workspace/8M bs=1M count=8")
+    after = await booted.agent.stats()
+    assert after.cpu_ns > before.cpu_ns
+    assert after.processes == before.processes == 0
+    assert before.disk_used is not None
+    assert after.disk_used is not None
+    assert after.disk_size is not None
+    assert 8 << 20 <= after.disk_used - before.disk_used < 9 << 20
+    assert after.disk_used < after.disk_size
+    await booted.sh("rm /workspace/8M")
+
+
+async def test_a_port_inside_can_be_reached_from_outside(booted: Booted) -> None:
+    server = await booted.agent.spawn(
+        ProcessSpec(argv=["/bin/sh", "-c", "echo go; echo served | nc -l -p 8080"], env={"PATH": "/bin"})
+    )
+    assert await server.receive_output() == (1, b"go\n")
+    with trio.fail_after(10):
+        while True:
+            try:
+                connection = await booted.agent.dial(8080)
+                break
+            except ConnectionRefusedError:  # it takes a moment to listen
+                await trio.sleep(0.05)
+        async with connection:
+            assert await connection.receive_some() == b"served\n"
+    await server.kill()
 
 
 async def test_root_inside_reaches_neither_the_agent_nor_link_nor_disks(booted: Booted) -> None:

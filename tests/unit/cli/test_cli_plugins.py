@@ -66,7 +66,7 @@ def test_the_listing_follows_what_is_installed(iii: Any, site: Any) -> None:
     assert "Greet people" in iii("--help").out
     assert "\n  hello" not in iii("--help", env={"III_DISABLE_PLUGINS": "greeter"}).out
     cache = iii.root / "home/.iii/cache/commands.json"
-    assert json.loads(cache.read_text())["commands"] == {}
+    assert "hello" not in json.loads(cache.read_text())["commands"]
     for nonsense in ("", "[]", '{"depends": 1}', "[" * 100_000):
         cache.write_text(nonsense)
         assert "Greet people" in iii("--help").out
