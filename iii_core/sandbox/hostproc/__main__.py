@@ -46,7 +46,7 @@ async def _end_on_signal(sock: socket.socket) -> None:
 def _keep_mounts_private(libc: ctypes.CDLL) -> None:
     """What backends mount is seen by their sandboxes alone and ends with them (mount_namespaces(7)).
 
-    Not being allowed to is no failure: a container's root may lack the right, and its backends then cannot mount either.
+    Not being allowed to is no failure: a container's root may lack the right; its backends then cannot mount either.
     """
     if libc.unshare(_CLONE_NEWNS) == 0:
         libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None)

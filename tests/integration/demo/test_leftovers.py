@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
+from iii_core.sandbox.host_processes import ProcessId
 from iiitools.worktree import ROOT
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def test_a_daemon_is_found_and_killed(tmp_path: Path) -> None:
     (found,) = what_is_left_by("setsid sh -c 'sleep 61 >/dev/null 2>&1 & '", tmp_path)
     name = found.removeprefix("left running: ")
     assert name.endswith("sleep 61")
-    assert not psutil.pid_exists(int(name.split()[0]))
+    assert ProcessId.of(int(name.split()[0])) is None
 
 
 def test_a_mount_is_found_and_removed(tmp_path: Path) -> None:

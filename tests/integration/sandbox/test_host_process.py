@@ -15,6 +15,7 @@ from iii_core.errors import SandboxHostDied
 from iii_core.records import OpenContext
 from iii_core.sandbox.host import SandboxHost
 from iii_core.sandbox.hostclient import open_sandbox_host
+from iiitools.processes import still_running
 
 pytestmark = pytest.mark.integration
 BACKEND = "bubblewrap"
@@ -58,5 +59,5 @@ async def test_the_block_ends_the_host_and_what_is_on_record(tmp_path: Path) -> 
             assert (await host.probe(BACKEND)).ok
             children = process.children(recursive=True)
             assert list((tmp_path / "processes").iterdir())
-    assert not [one for one in [process, *children] if one.is_running()]
+    assert not still_running([process, *children])
     assert list((tmp_path / "processes").iterdir()) == []

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
+
+from iiitools.processes import still_running
 
 if TYPE_CHECKING:
     from conftest import IIIProject
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 NAME = "math-worker"
-
-
-def all_gone(processes: list[psutil.Process], within: float = 15) -> bool:
-    return not psutil.wait_procs(processes, timeout=within)[1]
 
 
 def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Registry) -> None:
@@ -54,9 +51,9 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
     project.ok("worker", "remove", "-y", NAME)
     assert NAME not in project.config.read_text()
     assert not (project.folder / ".iii" / "writable" / NAME).exists()
-    assert not [p for p in children if p.is_running() and p.name() in ("bwrap", "agent", "python3")]
+    assert not [p for p in still_running(children) if p.name() in ("bwrap", "agent", "python3")]
     assert project.stop() == 0
-    assert all_gone(children)
+    assert not still_running(children, within=15)
 
 
 def test_a_warm_add_asks_the_registry_for_no_layer(project: IIIProject, registry: Registry) -> None:
@@ -90,7 +87,7 @@ def test_sigterm_to_the_engine_is_orderly_and_leaves_nothing(project: IIIProject
     children = project.descendants()
     assert children
     assert project.stop() == 0
-    assert all_gone(children)
+    assert not still_running(children, within=15)
     log = (project.folder / ".iii" / "logs" / NAME / "stderr.log").read_text()
     assert "worker exited with" in log, "the worker itself got SIGTERM and its time"
 

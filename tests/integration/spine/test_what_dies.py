@@ -25,6 +25,7 @@ import psutil
 import pytest
 
 from iii_core.sandbox.host_processes import ProcessId, ProcessRecords
+from iiitools.processes import still_running
 
 if TYPE_CHECKING:
     from conftest import IIIProject
@@ -57,8 +58,7 @@ def log_of(project: IIIProject, *options: str) -> str:
 
 
 def assert_gone(processes: list[psutil.Process], within: float) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=within)
-    assert not alive
+    assert not still_running(processes, within=within)
 
 
 @contextmanager

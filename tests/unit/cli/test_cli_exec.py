@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from iii_core.sandbox.host_processes import ProcessId
+
 
 @pytest.fixture
 def engine(shared_engine: Any) -> Any:
@@ -236,10 +238,6 @@ def test_many_at_once(engine: Any) -> None:
 
 def wait_gone(pid: int) -> None:
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
+    while ProcessId.of(pid) is not None:
+        assert time.monotonic() < deadline, f"process {pid} still runs"
         time.sleep(0.02)
-    raise AssertionError(f"process {pid} still runs")
