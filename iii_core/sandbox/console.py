@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
-FILE_LIMIT: Final = 4 * 1024 * 1024
+FILE_LIMIT: Final = 1024 * 1024
 TAIL_BYTES: Final = 4096
 DROPPED: Final = b"[earlier lines were dropped]\n"
 _PIECE: Final = 64 * 1024
@@ -56,6 +57,20 @@ class Console:
             self._taking -= 1
             if self._taking == 0:
                 self.close()
+
+    @asynccontextmanager
+    async def pipe(self, nursery: trio.Nursery) -> AsyncGenerator[int]:
+        """A descriptor to write to, ours until the block ends; what comes through it is taken in a task of ``nursery``.
+
+        The pipe lives on in whoever inherits the descriptor.
+        """
+        source, target = os.pipe2(os.O_CLOEXEC)
+        try:
+            with trio.CancelScope(shield=True):  # it takes hold at once, or nobody would close its end
+                await nursery.start(self.take, trio.lowlevel.FdStream(source))
+            yield target
+        finally:
+            os.close(target)
 
     @property
     def taking(self) -> bool:

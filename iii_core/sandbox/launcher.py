@@ -92,6 +92,10 @@ class Launcher(ABC):
         """See `SandboxState.notes`."""
         return ()
 
+    def single_user(self, spec: SandboxSpec) -> bool:
+        """See `SandboxState.single_user`."""
+        return False
+
 
 def check_spec(spec: SandboxSpec) -> None:
     """Raise `SandboxError` or `ImageError` for what no backend could boot: bad ids, names, limits, no image."""
@@ -108,11 +112,15 @@ def check_spec(spec: SandboxSpec) -> None:
 
 def check_limits(limits: Limits) -> None:
     """Raise `SandboxError` for limits outside the port's ranges."""
-    if limits.cpus is not None and not 0.1 <= limits.cpus <= 1024:
-        raise SandboxError(f"cpus must be 0.1 to 1024, not {limits.cpus}")
-    if limits.memory_mib is not None and limits.memory_mib < 16:
-        raise SandboxError(f"memory must be at least 16 MiB, not {limits.memory_mib}")
-    if limits.disk_mib is not None and limits.disk_mib < 16:
-        raise SandboxError(f"a disk must be at least 16 MiB, not {limits.disk_mib}")
-    if limits.pids is not None and limits.pids < 2:
-        raise SandboxError(f"a sandbox needs at least 2 processes, not {limits.pids}")
+    for name, value, least, most, unit in (
+        ("cpus", limits.cpus, 0.1, 1024, ""),
+        ("memory", limits.memory_mib, 16, 1 << 30, " (MiB)"),
+        ("disk", limits.disk_mib, 16, 1 << 30, " (MiB)"),
+        ("pids", limits.pids, 2, 1 << 22, ""),  # PID_MAX_LIMIT, Linux
+    ):
+        if value is not None and not least <= value <= most:  # so that NaN is refused too
+            raise SandboxError(
+                f"a sandbox cannot have a limit of {name} {value:g}",
+                hint=f"{name} may be {least:g} to {most}{unit}",
+                details={"limit": name, "least": least, "most": most},
+            )

@@ -35,7 +35,7 @@ _log = logging.getLogger("iii.sandbox")
 
 
 class LaunchedSandbox:
-    """One sandbox; calls are serialised here, except that `destroy` cuts off a boot under way."""
+    """One sandbox; calls are serialised here, except that `destroy` cuts off a boot and a `stop` under way."""
 
     def __init__(self, spec: SandboxSpec, launcher: Launcher, events: EventQueue, nursery: trio.Nursery) -> None:
         self.spec = spec
@@ -43,7 +43,7 @@ class LaunchedSandbox:
         self._events = events
         self._nursery = nursery
         self._lock = trio.Lock()
-        self._booting = trio.CancelScope()
+        self._cut_off = trio.CancelScope()
         self._boot: Boot | None = None
         self._tidied = trio.Event()
         self._tidied.set()
@@ -65,19 +65,29 @@ class LaunchedSandbox:
             if self._boot is not None and not self._boot.ended.is_set():
                 raise SandboxError(f"sandbox {self.spec.id!r} runs already", details=self.details())
             await self._tidied.wait()
-            console = Console(self.spec.console)
+            console = self._open_console()
             boot = await self._launch(launch, console)
             self._end_wanted = False
             self._boot, self._link = boot, boot.link
             self._tidied = trio.Event()
             self._nursery.start_soon(self._watch, boot, console)
 
+    def _open_console(self) -> Console:
+        try:
+            return Console(self.spec.console)
+        except OSError as error:
+            raise SandboxError(
+                f"the console of sandbox {self.spec.id!r} cannot be written: {error}",
+                hint=f"is there room for {self.spec.console}, and is it a file of your own?",
+                details=self.details(),
+            ) from error
+
     async def _launch(self, launch: Launch, console: Console) -> Boot:
-        self._booting = trio.CancelScope()
+        self._cut_off = trio.CancelScope()
         limit = trio.move_on_after(self._launcher.boot_timeout)
         how = "it was destroyed"
         try:
-            with self._booting, limit:
+            with self._cut_off, limit:
                 return await launch(self.spec, console)
         except LaunchFailed as error:
             how = str(error)
@@ -130,7 +140,8 @@ class LaunchedSandbox:
                 return
             self._end_wanted = True
             try:
-                with trio.move_on_after(max(0.0, grace)):
+                self._cut_off = trio.move_on_after(max(0.0, grace))
+                with self._cut_off:
                     await boot.ended.wait()
             except trio.Cancelled:
                 self._end_wanted = False  # it runs on
@@ -138,8 +149,8 @@ class LaunchedSandbox:
             await self._end()
 
     async def destroy(self) -> bool:
-        """Kill what runs, also a boot under way; False if somebody else has destroyed it meanwhile."""
-        self._booting.cancel()
+        """Kill what runs, boots or stops; False if somebody else has destroyed it meanwhile."""
+        self._cut_off.cancel()
         async with self._lock:
             if self._destroyed:
                 return False
@@ -160,6 +171,7 @@ class LaunchedSandbox:
             exit=None if phase is Phase.RUNNING else self._exit,
             unenforced=self._launcher.unenforced(self.spec),
             notes=self._launcher.notes(self.spec),
+            single_user=self._launcher.single_user(self.spec),
         )
 
     async def _end(self) -> None:
@@ -230,7 +242,7 @@ class LaunchedDriver(SandboxDriver):
         await self.find(sandbox_id).stop(grace)
 
     async def destroy(self, sandbox_id: str, *, keep_writable: bool) -> None:
-        """See `SandboxDriver.destroy`. A boot under way is cut off."""
+        """See `SandboxDriver.destroy`. A boot under way is cut off, and so is the grace of a `stop`."""
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None:
             await trio.lowlevel.checkpoint()

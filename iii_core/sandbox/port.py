@@ -135,6 +135,7 @@ class SandboxState:
         exit: how the sandbox ended (``"exit 0"``, ``"signal 9"``), once it has.
         unenforced: the limits that this machine cannot enforce, in words for the user.
         notes: other things the user should know (such as a user that could not be mapped).
+        single_user: inside there is no user id but 0, whatever user an image names.
     """
 
     phase: Phase
@@ -142,6 +143,7 @@ class SandboxState:
     exit: str | None = None
     unenforced: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    single_user: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-_BURIAL_TIMEOUT = 10.0
-_EXEC_POLL = 0.001
+from iii_core.errors import SandboxError
+from iii_core.sandbox.launcher import Boot
+from iii_sandbox_bubblewrap.keeper_client import KeeperGone
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from iii_sandbox_bubblewrap.keeper_client import KeeperClient
+
+KILL_TIMEOUT: Final = 10.0
+_EXEC_POLL: Final = 0.001
 
 
-class RunningBoot:
-    """One boot. ``ended`` is set, and ``exit`` says how, once nothing of it is left.
+class BubblewrapBoot(Boot):
+    """One run of bwrap, known to its keeper by ``number``."""
 
-    Pidfds stand for bwrap and the agent, so that even if the keeper dies their end can be awaited.
-    """
-
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, link: socket.socket, keeper: KeeperClient, tidy: Callable[[], object]) -> None:
         self.number = number
-        self.launcher: int | None = None
+        self.link = link
+        self.pid: int | None = None
         self.agent: int | None = None
         self.exit = ""
         self.ended = trio.Event()
+        self.keeper = keeper
+        self._tidy = tidy
         self._progress = trio.Event()
-        self._pidfds: list[int] = []
 
     async def wait_running(self) -> bool:
         """Wait until the agent runs (True) or the boot has ended (False).
@@ -47,31 +55,33 @@ class RunningBoot:
         except OSError:  # it has ended, and the keeper is about to say so
             return True
 
-    def take(self, role: str, pid: int, pidfd: int) -> None:
+    def take(self, role: str, pidfd: int) -> None:
         """The keeper names a process of this boot."""
-        self._pidfds.append(pidfd)
         if role == "launcher":
-            self.launcher = pid
+            self.pid = pid_behind(pidfd)
         else:
-            self.agent = pid
+            self.agent = pid_behind(pidfd)
         self._wake()
 
     def end(self, how: str) -> None:
         """Nothing of it is left."""
         self.exit = how
-        for descriptor in self._pidfds:
-            os.close(descriptor)
-        self._pidfds.clear()
+        self._tidy()
         self.ended.set()
         self._wake()
 
-    async def bury(self) -> None:
-        """Without a keeper: make sure that its processes end, and wait for that."""
-        with trio.move_on_after(_BURIAL_TIMEOUT):
-            for descriptor in self._pidfds:
-                with suppress(ProcessLookupError, PermissionError):
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                await trio.lowlevel.wait_readable(descriptor)
+    async def kill(self) -> None:
+        """See `Boot.kill`."""
+        if not self.ended.is_set():
+            with suppress(KeeperGone):
+                await self.keeper.request("kill", boot=self.number)
+        with trio.move_on_after(KILL_TIMEOUT, shield=True):
+            await self.ended.wait()
+            return
+        raise SandboxError(
+            f"a sandbox did not end within {KILL_TIMEOUT:g} s of SIGKILL",
+            hint="a process in it hangs in the kernel; is its disk or network file system stuck?",
+        )
 
     def _wake(self) -> None:
         self._progress.set()
@@ -82,14 +92,13 @@ class BootTable:
     """The live boots of a keeper, fed by its events."""
 
     def __init__(self) -> None:
-        self._boots: dict[int, RunningBoot] = {}
+        self._boots: dict[int, BubblewrapBoot] = {}
 
-    def begin(self, number: int) -> RunningBoot:
+    def add(self, boot: BubblewrapBoot) -> None:
         """Expect events of a boot that is about to be asked for."""
-        boot = self._boots[number] = RunningBoot(number)
-        return boot
+        self._boots[boot.number] = boot
 
-    def forget(self, boot: RunningBoot) -> None:
+    def forget(self, boot: BubblewrapBoot) -> None:
         """The keeper refused it: no event will come."""
         if self._boots.pop(boot.number, None) is not None:
             boot.end("never started")
@@ -97,23 +106,29 @@ class BootTable:
     def event(self, message: dict[str, Any], descriptors: list[int]) -> None:
         """Take one event of the keeper."""
         boot = self._boots.get(message["boot"])
-        role = "launcher" if "launcher" in message else "agent"
         if boot is not None and descriptors:
-            boot.take(role, message[role], descriptors.pop())
+            boot.take(message["role"], descriptors[0])
         elif boot is not None and "exit" in message:
             del self._boots[boot.number]
             boot.end(message["exit"])
         for descriptor in descriptors:
             os.close(descriptor)
 
-    async def bury_all(self) -> None:
-        """The keeper is gone and its sandboxes are dying: see each of them buried."""
-        for boot in list(self._boots.values()):
-            await boot.bury()
-            del self._boots[boot.number]
-            boot.end("signal 9")
+    def bury_all(self) -> None:
+        """The keeper has ended, and every process below it."""
+        for number in list(self._boots):
+            self._boots.pop(number).end("signal 9")
 
     async def wait_none(self) -> None:
         """Wait until no boot is left."""
         for boot in list(self._boots.values()):
             await boot.ended.wait()
+
+
+def pid_behind(pidfd: int) -> int | None:
+    """The process's number here, whatever it is in the keeper's namespace; None if it has ended (``pidfd_open(2)``)."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pid":
+            return int(value) if int(value) > 0 else None
+    return None

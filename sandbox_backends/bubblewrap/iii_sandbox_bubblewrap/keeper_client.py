@@ -28,10 +28,20 @@ _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_bubblewrap.keeper.service import main; main()"
 )
 _ROOT = str(Path(__file__).resolve().parent.parent)
-_STARTUP_TIMEOUT = 20.0
-
+_STARTUP_TIMEOUT = 15.0  # sooner than a boot, which may wait for it
+_END_TIMEOUT = 10.0
 
 OnEvent: TypeAlias = "Callable[[dict[str, Any], list[int]], None]"
+
+
+class KeeperGone(SandboxError):
+    """The keeper has ended, and with it every sandbox it held."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the process that holds the sandboxes' mounts is gone, and every bubblewrap sandbox with it",
+            hint="the sandbox host's log may say why; start the workers again",
+        )
 
 
 class _Pending:
@@ -80,7 +90,8 @@ class KeeperClient:
         """Ask and wait for the answer, even if cancelled (``shield``): the keeper answers soon, or is gone.
 
         Raises:
-            SandboxError: the keeper refused, or is gone.
+            KeeperGone: it has ended.
+            SandboxError: it refused.
         """
         number = self.next_id() if number is None else number
         waiting = self._pending[number] = _Pending()
@@ -91,7 +102,7 @@ class KeeperClient:
         finally:
             del self._pending[number]
         if not waiting.answer:
-            raise _keeper_gone()
+            raise KeeperGone
         if "error" in waiting.answer:
             problem = waiting.answer["error"]
             raise SandboxError(f"the namespace keeper cannot {op}: {problem}", hint=remedy(problem))
@@ -99,12 +110,12 @@ class KeeperClient:
 
     async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         if self.gone:
-            raise _keeper_gone()
+            raise KeeperGone
         async with self._sending:
             try:
                 await self._sock.sendmsg(*wire.encode(message, descriptors))
             except (OSError, trio.ClosedResourceError) as error:
-                raise _keeper_gone() from error
+                raise KeeperGone from error
 
     async def run(self) -> None:
         """Take answers and events until the keeper is gone."""
@@ -136,13 +147,6 @@ class KeeperClient:
             os.close(descriptor)
 
 
-def _keeper_gone() -> SandboxError:
-    return SandboxError(
-        "the process that holds the sandboxes' mounts is gone, and every bubblewrap sandbox with it",
-        hint="the sandbox host's log may say why; start the workers again",
-    )
-
-
 @asynccontextmanager
 async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEvent) -> AsyncGenerator[KeeperClient]:
     """Start a keeper; it and everything below it ends with the block.
@@ -170,24 +174,40 @@ async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEven
                 records=ProcessRecords(context.runtime_dir / "processes"),
             )
         try:
-            client = KeeperClient(ours, await _greeting(ours), on_event)
-            async with open_background() as nursery:
-                nursery.start_soon(client.run)
-                yield client
+            facts, init = await _greeting(ours)
+            try:
+                async with open_background() as nursery:
+                    client = KeeperClient(ours, facts, on_event)
+                    nursery.start_soon(client.run)
+                    yield client
+            finally:
+                process.end()
+                await _wait_ended(init)
         finally:
             process.end()
 
 
-async def _greeting(sock: socket.socket) -> dict[str, Any]:
-    """The keeper's first message. Raises `BackendUnavailable`."""
-    reader = trio.socket.from_stdlib_socket(sock.dup())
+async def _greeting(sock: socket.socket) -> tuple[dict[str, Any], int]:
+    """The keeper's first message, and a pidfd of its process. Raises `BackendUnavailable`."""
     facts: dict[str, Any] = {"error": f"no answer within {_STARTUP_TIMEOUT:g} s"}
-    with reader, trio.move_on_after(_STARTUP_TIMEOUT):
-        data = await reader.recv(wire.MAX_MESSAGE)
-        facts = json.loads(data) if data else {"error": "the namespace keeper ended at once"}
-    if "error" in facts:
-        raise BackendUnavailable(f"namespaces for sandboxes cannot be made: {facts['error']}", hint=namespace_remedy())
-    return facts
+    with trio.socket.from_stdlib_socket(sock.dup()) as reader, trio.move_on_after(_STARTUP_TIMEOUT):
+        data, ancillary, _, _ = await reader.recvmsg(wire.MAX_MESSAGE, wire.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+        if data:
+            facts, descriptors = wire.decode(data, ancillary)
+            if descriptors:
+                return facts, descriptors[0]
+        else:
+            facts = {"error": "the namespace keeper ended at once"}
+    raise BackendUnavailable(f"namespaces for sandboxes cannot be made: {facts['error']}", hint=namespace_remedy())
+
+
+async def _wait_ended(init: int) -> None:
+    """Wait for the end of the keeper's pid namespace: its first process ends when all others have."""
+    try:
+        with trio.move_on_after(_END_TIMEOUT, shield=True):
+            await trio.lowlevel.wait_readable(init)
+    finally:
+        os.close(init)
 
 
 def subordinate_ids(table: Path, uid: int) -> tuple[int, int] | None:

@@ -1,28 +1,33 @@
-"""What all sandboxes of one driver share: the keeper, the programs, the control groups."""
+"""Launches namespace sandboxes: the `Launcher` of this backend."""
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
 from iii_core.errors import SandboxError
 from iii_core.sandbox.host_processes import ProcessId
+from iii_core.sandbox.launcher import Launcher, LaunchFailed
 from iii_sandbox_bubblewrap import policy
-from iii_sandbox_bubblewrap.boots import BootTable, RunningBoot
+from iii_sandbox_bubblewrap.boots import KILL_TIMEOUT, BootTable, BubblewrapBoot
 from iii_sandbox_bubblewrap.cgroups import Cgroups, find_parents
 from iii_sandbox_bubblewrap.keeper.identity import in_first_user_namespace
-from iii_sandbox_bubblewrap.keeper_client import open_keeper
+from iii_sandbox_bubblewrap.keeper_client import KeeperGone, open_keeper
+from iii_sandbox_bubblewrap.remedies import remedy
 from iii_sandbox_bubblewrap.render import Boot, render_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Generator
 
     from iii_core.records import OpenContext
-    from iii_core.sandbox.port import SandboxSpec
+    from iii_core.sandbox.console import Console
+    from iii_core.sandbox.port import Capability, SandboxSpec
     from iii_sandbox_bubblewrap.keeper_client import KeeperClient
     from iii_sandbox_bubblewrap.policy import Settings
 
@@ -37,8 +42,11 @@ SHARED_ROOT = (
 )
 
 
-class Machine:
-    """Boots, kills and deletes. Methods may be called concurrently; a dead keeper is replaced when next needed."""
+class BubblewrapLauncher(Launcher):
+    """See `Launcher`. A dead keeper is replaced when next needed."""
+
+    name: ClassVar[str] = "bubblewrap"
+    capabilities: ClassVar[frozenset[Capability]] = policy.CAPABILITIES
 
     def __init__(
         self,
@@ -59,58 +67,77 @@ class Machine:
         self._boots = BootTable()
         self._keeper: KeeperClient | None = None
         self._opening = trio.Lock()
-        self.cgroups = _own_cgroups()
+        self._cgroups = _own_cgroups()
 
-    async def keeper(self) -> KeeperClient:
+    async def _open_keeper(self) -> KeeperClient:
         """The keeper, started if there is none. Raises `BackendUnavailable`."""
         async with self._opening:
-            if self._keeper is None or self._keeper.gone:
+            while self._keeper is None or self._keeper.gone:
                 await self._boots.wait_none()  # what the last one left is buried before its images are used again
                 opened: KeeperClient = await self._nursery.start(self._keep)
                 self._keeper = opened
             return self._keeper
 
     async def _keep(self, *, task_status: trio.TaskStatus[KeeperClient] = trio.TASK_STATUS_IGNORED) -> None:
-        async with open_keeper(self._settings, self._context, self._boots.event) as keeper:
-            task_status.started(keeper)
-            await keeper.wait_gone()
-        await self._boots.bury_all()
+        try:
+            async with open_keeper(self._settings, self._context, self._boots.event) as keeper:
+                task_status.started(keeper)
+                await keeper.wait_gone()
+        finally:
+            self._boots.bury_all()
 
-    async def boot(self, spec: SandboxSpec, groups: Sequence[Path], console: int) -> tuple[RunningBoot, socket.socket]:
-        """Start bwrap for a sandbox; the boot and our end of its link. When cancelled, nothing was started.
+    async def launch(self, spec: SandboxSpec, console: Console) -> BubblewrapBoot:
+        """See `Launcher.launch`. Returns when the agent has been executed."""
+        boot = await self._begin(await self._open_keeper(), spec, console)
+        running = False
+        try:
+            running = await boot.wait_running()
+        finally:
+            if not running:
+                boot.link.close()
+                with trio.move_on_after(2 * KILL_TIMEOUT, shield=True):
+                    await boot.kill()
+        if not running:
+            raise LaunchFailed(boot.exit)
+        return boot
 
-        ``console`` is a descriptor for its messages; it stays the caller's.
+    async def _begin(self, keeper: KeeperClient, spec: SandboxSpec, console: Console) -> BubblewrapBoot:
+        """Start bwrap for a sandbox. When cancelled, nothing was started.
 
         Raises:
             SandboxError: the keeper refused (the image cannot be mounted, say).
         """
-        keeper = await self.keeper()
-        program = _in_memory(self._program)
+        groups = self._cgroups.create(spec.id, spec.limits)
         ours, theirs = socket.socketpair()
-        boot = self._boots.begin(keeper.next_id())
+        boot = BubblewrapBoot(keeper.next_id(), ours, keeper, tidy=partial(self._cgroups.remove, groups))
+        self._boots.add(boot)
         try:
-            with theirs:
-                answer = await keeper.request(
-                    "boot",
-                    (console, theirs.fileno(), program),
-                    number=boot.number,
-                    bwrap=self._bwrap,
-                    argv=self._render(spec, keeper),
-                    agent=str(self._agent),
-                    image=str(spec.root.path),
-                    writable=str(spec.writable_dir),
-                    hosts=policy.HOSTS,
-                    cgroups=[str(group) for group in groups],
-                    pids=spec.limits.pids if "pids" not in self.cgroups.available else None,
-                )
+            with theirs, _in_memory(self._program) as program:
+                async with console.pipe(self._nursery) as pipe:
+                    answer = await keeper.request(
+                        "boot",
+                        (pipe, theirs.fileno(), program),
+                        number=boot.number,
+                        bwrap=self._bwrap,
+                        argv=self._render(spec, keeper),
+                        agent=str(self._agent),
+                        image=str(spec.root.path),
+                        writable=str(spec.writable_dir),
+                        hosts=policy.HOSTS,
+                        cgroups=[str(group) for group in groups],
+                        pids=spec.limits.pids if "pids" not in self._cgroups.available else None,
+                    )
+        except KeeperGone:
+            ours.close()
+            with trio.CancelScope(shield=True):
+                await boot.ended.wait()  # it is buried with all others
+            raise
         except BaseException:
             ours.close()
             self._boots.forget(boot)
             raise
-        finally:
-            os.close(program)
         keeper.root = answer["root"][0]  # it may have found that images cannot be given other ids
-        return boot, ours
+        return boot
 
     def _render(self, spec: SandboxSpec, keeper: KeeperClient) -> tuple[str, ...]:
         boot = Boot(
@@ -122,50 +149,32 @@ class Machine:
         )
         return render_argv(boot)
 
-    async def kill(self, boot: RunningBoot) -> None:
-        """Kill a boot and wait until nothing of it is left, also when cancelled: at most `policy.KILL_TIMEOUT`.
+    async def remove(self, folder: Path) -> None:
+        """See `Launcher.remove`: with the sandboxes' own rights. When cancelled, deletion goes on unseen."""
+        await (await self._open_keeper()).request("remove", shield=False, path=str(folder))
 
-        Raises:
-            SandboxError: it did not end in time (a process hangs in the kernel).
-        """
-        keeper = self._keeper
-        if boot.ended.is_set() or keeper is None:
-            return
-        if not keeper.gone:
-            try:
-                await keeper.request("kill", boot=boot.number)
-            except SandboxError:
-                if not keeper.gone:
-                    raise
-        with trio.move_on_after(policy.KILL_TIMEOUT, shield=True):
-            await boot.ended.wait()
-            return
-        raise SandboxError(
-            f"a sandbox did not end within {policy.KILL_TIMEOUT:g} s of SIGKILL",
-            hint="a process in it hangs in the kernel; is its disk or network file system stuck?",
-        )
-
-    async def remove_tree(self, path: Path) -> None:
-        """Delete a writable layer with the sandboxes' own rights. When cancelled, deletion goes on unseen."""
-        await (await self.keeper()).request("remove", shield=False, path=str(path))
-
-    async def release_image(self, image: Path) -> None:
-        """Unmount an image that no sandbox uses any more."""
-        if self._keeper is not None and not self._keeper.gone:
-            try:
+    async def release(self, image: Path) -> None:
+        """See `Launcher.release`: unmounts it."""
+        if self._keeper is not None:
+            with suppress(KeeperGone):  # its mounts go with it
                 await self._keeper.request("release", image=str(image))
-            except SandboxError:
-                if not self._keeper.gone:  # its mounts go with it
-                    raise
 
-    def notes(self) -> tuple[str, ...]:
-        """What users should know about sandboxes of this machine."""
+    def remedy(self, said: str) -> str | None:
+        """See `Launcher.remedy`."""
+        return remedy(said)
+
+    def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
+        """See `Launcher.notes`."""
         found: list[str] = []
-        if self._keeper is not None and not self._keeper.ranged:
+        if self.single_user(spec):
             found.append(ONE_USER)
         if self._root_is_root():
             found.append(SHARED_ROOT)
         return tuple(found)
+
+    def single_user(self, spec: SandboxSpec) -> bool:
+        """See `Launcher.single_user`."""
+        return self._keeper is not None and not self._keeper.ranged
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:
         """The limits of ``spec`` that cannot be kept here, in words."""
@@ -177,7 +186,7 @@ class Machine:
         return tuple(
             f"{name} limit {value:g}: no control group of this machine may be written by this user"
             for controller, name, value in limits
-            if value is not None and controller not in self.cgroups.available and not self._kept_otherwise(controller)
+            if value is not None and controller not in self._cgroups.available and not self._kept_otherwise(controller)
         )
 
     def _kept_otherwise(self, controller: str) -> bool:
@@ -197,8 +206,6 @@ def _kernel() -> tuple[int, int]:
 
 
 def _own_cgroups() -> Cgroups:
-    from pathlib import Path
-
     owner = ProcessId.of(os.getpid())
     if owner is None:
         raise SandboxError("/proc is not mounted", hint="mount it: mount -t proc proc /proc")
@@ -213,9 +220,13 @@ def _own_cgroups() -> Cgroups:
     return groups
 
 
-def _in_memory(data: bytes) -> int:
+@contextmanager
+def _in_memory(data: bytes) -> Generator[int]:
     """A descriptor to read ``data`` from."""
     descriptor = os.memfd_create("seccomp", os.MFD_CLOEXEC)
-    os.write(descriptor, data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+    try:
+        os.write(descriptor, data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from iii_core.errors import SandboxError
 from iii_core.sandbox.port import Capability
 
 if TYPE_CHECKING:
@@ -24,12 +23,6 @@ out as subordinate ids, so no account of the machine is, or may become, a sandbo
 """
 
 TMPFS_DEFAULT_MIB = 512
-BOOT_TIMEOUT = 20.0
-KILL_TIMEOUT = 10.0
-CLOSE_TIMEOUT = 25.0
-CONSOLE_TAIL = 4096
-CONSOLE_LIMIT = 1024 * 1024
-CONSOLE_TIMEOUT = 1.0
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
@@ -72,21 +65,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def existing(paths: tuple[str, ...]) -> tuple[str, ...]:
     """Those that this kernel has; a sandbox's /proc has the same."""
     return tuple(path for path in paths if Path(path).exists())
-
-
-def check_limits(limits: Limits) -> None:
-    """Raises `SandboxError` for limits outside the port's ranges."""
-    for name, value, least, most in (
-        ("cpus", limits.cpus, 0.1, 1024),
-        ("memory", limits.memory_mib, 16, 1 << 30),
-        ("pids", limits.pids, 2, 1 << 22),  # PID_MAX_LIMIT
-    ):
-        if value is not None and not least <= value <= most:
-            raise SandboxError(
-                f"a sandbox cannot have a limit of {name} {value:g}",
-                hint=f"{name} may be {least:g} to {most}" + (" (MiB)" if name == "memory" else ""),
-                details={"limit": name, "least": least, "most": most},
-            )
 
 
 def tmpfs_bytes(limits: Limits) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 import tempfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +22,6 @@ if TYPE_CHECKING:
     from iii_sandbox_bubblewrap.policy import Settings
 
 PROBE_TIMEOUT = 15.0
-
-# mksquashfs empty-folder x -all-root -no-xattrs -no-exports -mkfs-time 0 -all-time 0 -comp gzip; then zlib, base85
-_EMPTY_IMAGE = (
-    "c-qS-E-YqbfB_~j$;cqc;K0Plz`}q4tx&oaO8<v~1Sr28jfTmKGF043PN_J3f`Qe5O<2I#Ig>#qpWz2f1G3^#FbYP&C>RB!U=)mkQ7{Td!6+C7"
-    "qhJ)!6aWBoKO9g"
-)
 
 
 async def probe(settings: Settings, context: OpenContext) -> ProbeResult:
@@ -76,10 +68,12 @@ def _folder(context: OpenContext) -> Path:
 
 
 async def _boot_one(settings: Settings, context: OpenContext, folder: Path) -> tuple[str, ...]:
+    from iii_sandbox_guest.emptyimage import write_empty_image
+
     from iii_sandbox_bubblewrap.driver import open_driver
 
     image = folder / "empty.squashfs"
-    image.write_bytes(zlib.decompress(base64.b85decode(_EMPTY_IMAGE)))
+    write_empty_image(image)
     spec = SandboxSpec(
         id="probe",
         root=RootImage(path=image, format="squashfs", digest=""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import trio
-from iii_sandbox_bubblewrap.boots import BootTable
+from iii_sandbox_bubblewrap.boots import BootTable, BubblewrapBoot, pid_behind
 from iii_sandbox_bubblewrap.keeper import wire
 from iii_sandbox_bubblewrap.keeper.identity import IdMap, contiguous
 from iii_sandbox_bubblewrap.keeper.removal import remove_tree
@@ -125,7 +126,7 @@ async def test_a_request_is_ended_even_if_cancelled() -> None:
 async def test_descriptors_nobody_wants_are_closed() -> None:
     async with client_and_peer() as (client, peer):
         before = open_descriptors()
-        for message in ({"boot": 99, "launcher": 1}, {"boot": 99, "exit": "exit 0"}, {"id": 99}):
+        for message in ({"boot": 99, "role": "launcher"}, {"boot": 99, "exit": "exit 0"}, {"id": 99}):
             peer.sendmsg(*wire.encode(message, [0]))
         peer.close()
         await client.wait_gone()
@@ -134,21 +135,39 @@ async def test_descriptors_nobody_wants_are_closed() -> None:
 
 async def test_events_of_a_boot() -> None:
     table = BootTable()
-    before = open_descriptors()
-    boot = table.begin(1)
-    table.event({"boot": 1, "launcher": 10}, [os.dup(0)])
-    table.event({"boot": 1, "agent": os.getpid()}, [os.dup(0)])
-    with trio.fail_after(5):
-        assert await boot.wait_running()
-    table.event({"boot": 1, "exit": "exit 3"}, [])
-    assert (boot.launcher, boot.agent, boot.exit) == (10, os.getpid(), "exit 3")
-    assert not await boot.wait_running()
-    table.event({"boot": 1, "exit": "exit 4"}, [])
-    assert boot.exit == "exit 3"
-    assert open_descriptors() == before
-    forgotten = table.begin(2)
-    table.forget(forgotten)
-    assert forgotten.exit == "never started"
+    async with client_and_peer(table) as (client, _):
+        before = open_descriptors()
+        tidied: list[str] = []
+        ours, theirs = socket.socketpair()
+        boot = BubblewrapBoot(1, ours, client, tidy=lambda: tidied.append("one"))
+        table.add(boot)
+        table.event({"boot": 1, "role": "launcher"}, [os.pidfd_open(os.getppid())])
+        table.event({"boot": 1, "role": "agent"}, [os.pidfd_open(os.getpid())])
+        with trio.fail_after(5):
+            assert await boot.wait_running()
+        assert not tidied
+        table.event({"boot": 1, "exit": "exit 3"}, [])
+        assert (boot.pid, boot.agent, boot.exit, tidied) == (os.getppid(), os.getpid(), "exit 3", ["one"])
+        assert not await boot.wait_running()
+        await boot.kill()
+        table.event({"boot": 1, "exit": "exit 4"}, [])
+        assert boot.exit == "exit 3"
+        forgotten = BubblewrapBoot(2, theirs, client, tidy=int)
+        table.add(forgotten)
+        table.forget(forgotten)
+        assert forgotten.exit == "never started"
+        await table.wait_none()
+        ours.close()
+        theirs.close()
+        assert open_descriptors() == before
+
+
+def test_a_process_that_has_ended_has_no_number() -> None:
+    with subprocess.Popen(["true"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        assert pid_behind(pidfd) == process.pid
+    assert pid_behind(pidfd) is None
+    os.close(pidfd)
 
 
 @pytest.mark.integration

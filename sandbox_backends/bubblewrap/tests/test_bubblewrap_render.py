@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from iii_sandbox_bubblewrap.policy import PROC_FROZEN, PROC_HIDDEN, check_limits, tmpfs_bytes
+from iii_sandbox_bubblewrap.policy import PROC_FROZEN, PROC_HIDDEN, tmpfs_bytes
 from iii_sandbox_bubblewrap.render import Boot, render_argv
 
-from iii_core.errors import SandboxError
 from iii_core.sandbox.port import Limits
 
 NAMESPACES = """
@@ -98,26 +97,3 @@ def test_a_kernel_without_guarded_files() -> None:
 )
 def test_memory_file_systems_are_at_most_half_of_the_memory(limits: Limits, mib: int) -> None:
     assert tmpfs_bytes(limits) == mib << 20
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        Limits(cpus=0),
-        Limits(cpus=0.09),
-        Limits(cpus=1025),
-        Limits(cpus=float("nan")),
-        Limits(memory_mib=15),
-        Limits(memory_mib=-1),
-        Limits(pids=1),
-    ],
-)
-def test_limits_outside_the_ports_ranges(limits: Limits) -> None:
-    with pytest.raises(SandboxError) as caught:
-        check_limits(limits)
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("limits", [Limits(), Limits(cpus=0.1, memory_mib=16, pids=2), Limits(cpus=1024)])
-def test_limits_at_the_ends_of_the_ranges(limits: Limits) -> None:
-    check_limits(limits)

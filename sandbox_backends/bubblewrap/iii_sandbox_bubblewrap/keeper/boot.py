@@ -35,8 +35,7 @@ SETUP_FAILED = 125
 class BootPlan:
     """What the driver decided; see `iii_sandbox_bubblewrap.render`.
 
-    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``;
-    ``keeper`` is the parent's process id.
+    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``.
     """
 
     bwrap: str
@@ -49,7 +48,6 @@ class BootPlan:
     ranged: bool
     root: tuple[int, int]
     pids: int | None
-    keeper: int
 
 
 FIRST_FD = 10
@@ -82,7 +80,6 @@ def become_bwrap(plan: BootPlan, console: int, descriptors: tuple[int, ...], ent
 
 
 def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     linux.unshare(linux.CLONE_NEWNS)
     with _stage(plan) as layers:
         linux.mount("overlay", ROOT, "overlay", linux.MS_NODEV | linux.MS_NOSUID, layers)
@@ -92,9 +89,6 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
         os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # changing ids cleared it, prctl(2)
-    if os.getppid() != plan.keeper:  # it died before the line above
-        raise OSError("the namespace keeper is gone")
     _forbid_user_namespaces()
     _prepare_root(plan.hosts)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

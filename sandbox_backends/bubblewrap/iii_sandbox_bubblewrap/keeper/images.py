@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import shutil
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -120,7 +119,6 @@ class ImageMounts:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=messages,
-            preexec_fn=lambda: linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         if _wait_mounted(directory, before, server):
             return _Mounted(directory, server)

@@ -1,13 +1,17 @@
 """The keeper's main loop: requests of the driver in, ends of processes out.
 
+The keeper is the first process of a pid namespace (``pid_namespaces(7)``): whenever and however it ends, the kernel
+ends every process below it, at whatever point of a boot they are. Process ids differ from those outside, so what the
+driver gets are pidfds.
+
 Requests and answers are JSON datagrams (``SOCK_SEQPACKET``) with descriptors beside them::
 
     {"id": 1, "op": "boot", …} + [console, link, seccomp]  ->  {"id": 1}
     {"id": 2, "op": "kill", "boot": 1}                     ->  {"id": 2}
     {"id": 3, "op": "remove", "path": "…"}                 ->  {"id": 3}   when the tree is gone
     {"id": 4, "op": "release", "image": "…"}               ->  {"id": 4}
-                                                               {"boot": 1, "launcher": 4711} + [pidfd]
-                                                               {"boot": 1, "agent": 4712} + [pidfd]
+                                                               {"boot": 1, "role": "launcher"} + [pidfd]
+                                                               {"boot": 1, "role": "agent"} + [pidfd]
                                                                {"boot": 1, "exit": "exit 0"}
 """
 
@@ -142,7 +146,6 @@ class Keeper:
             ranged=idmap.ranged,
             root=idmap.root,
             pids=request["pids"],
-            keeper=os.getpid(),
         )
         info_read, info_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -159,9 +162,8 @@ class Keeper:
         self._introduce(boot, "launcher", monitor)
 
     def _introduce(self, boot: _Boot, role: str, pid: int) -> None:
-        """Tell the driver of a process, with a pidfd: should we die, it can still wait for that very process."""
         boot.pidfds[pid] = os.pidfd_open(pid)
-        self._send({"boot": boot.number, role: pid}, boot.pidfds[pid])
+        self._send({"boot": boot.number, "role": role}, boot.pidfds[pid])
 
     def _fork_boot(
         self, plan: BootPlan, console: int, inherited: tuple[int, ...], idmap: IdMap, cgroups: tuple[str, ...]
@@ -239,7 +241,6 @@ class Keeper:
             status = 1
             try:
                 signal.set_wakeup_fd(-1)
-                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
                 remove_tree(path)
                 status = 0
             except Exception as error:  # whatever it is, the log is where it belongs
@@ -266,7 +267,7 @@ class Keeper:
                 self._finish(boot)
 
     def _kill_orphans(self) -> list[int]:
-        """Kill what a bwrap that was killed left behind: we are its subreaper, and know all other children of ours.
+        """Kill what a bwrap that was killed left behind: it is ours now, and we know all other children of ours.
 
         Its agent is among them, whether or not bwrap came to tell its number.
         """
@@ -333,22 +334,37 @@ def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:
     return idmap, privileged
 
 
+def become_init() -> None:
+    """Go on as the first process of a new pid namespace, which sees its own ``/proc``; this one waits for its end."""
+    linux.unshare(linux.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # came it too late, the driver would still end us
+        linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+        return
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the driver must see the socket close when the child ends
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
 def main() -> None:
     """Serve the driver on the socket that the command line names, with the settings beside it."""
     sock = socket.socket(fileno=int(sys.argv[2]))
     sock.set_inheritable(False)
     settings = json.loads(sys.argv[3])
     parent = os.getppid()
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     try:
         idmap, privileged = enter_namespaces(settings)
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             return
+        become_init()
         images = ImageMounts(settings["folder"], idmap, privileged=privileged)
     except OSError as error:
         sock.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
         return
     ready = {"privileged": privileged, "ranged": idmap.ranged, "root": idmap.root}
-    sock.send(json.dumps(ready).encode())
+    init = os.pidfd_open(os.getpid())
+    sock.sendmsg(*wire.encode(ready, [init]))
+    os.close(init)
     Keeper(sock, images, privileged=privileged).run()

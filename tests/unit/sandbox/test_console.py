@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from iii_sandbox_bubblewrap.console import DROPPED, Console
-from iii_sandbox_bubblewrap.policy import CONSOLE_LIMIT
+
+from iii_core.sandbox.console import DROPPED, FILE_LIMIT, Console
 
 
 @pytest.fixture
@@ -19,18 +19,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "logs" / "console.log"
 
 
-def write(path: Path, *pieces: bytes, limit: int = CONSOLE_LIMIT, after_each: Callable[[], None] = int) -> Console:
+def write(path: Path, *pieces: bytes, limit: int = FILE_LIMIT, after_each: Callable[[], None] = int) -> Console:
     """A console that has taken all of ``pieces``."""
 
     async def taken() -> Console:
         console = Console(path, limit=limit)
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(console.run)
-                for piece in pieces:
-                    await trio.to_thread.run_sync(os.write, console.pipe, piece)
-                    after_each()
-                os.close(console.pipe)
+                async with console.pipe(nursery) as pipe:
+                    for piece in pieces:
+                        await trio.to_thread.run_sync(os.write, pipe, piece)
+                        after_each()
                 await console.wait_ended()
         return console
 
@@ -83,7 +82,10 @@ def test_tail_is_the_last_4_kib(path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (b"\x1b]0;owned\x07title\r\n", "\ufffd]0;owned\ufffdtitle\ufffd"),
+        (b"\x1b]0;owned\x07title\r\n", "0;owned\ufffdtitle"),
+        (b"\x1b[31mred\x1b[0m\x1b[2J\x1bM", "red"),
+        (b"half \x1b[31", "half \ufffd[31"),
+        (b"one\r\ntwo\rthree", "one\ntwo\ufffdthree"),
         (b"\xff\xfe\0", "\ufffd\ufffd\ufffd"),
         ("später\tja\n".encode(), "später\tja"),
         (b"\x9b31m" + "\u0085\u009b".encode(), "\ufffd31m\ufffd\ufffd"),
@@ -113,4 +115,46 @@ def test_what_is_no_file_is_refused(path: Path, arrange: Callable[[Path], None])
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(OSError, match=r"symbolic links|directory"):
         Console(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_two_streams_of_one_boot(path: Path) -> None:
+    """The file is closed when the last of them has ended, and not before."""
+
+    async def talk() -> None:
+        console = Console(path)
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery, console.pipe(nursery) as one:
+                async with trio.open_nursery() as inner, console.pipe(inner) as two:
+                    os.write(two, b"two\n")
+                assert console.taking
+                os.write(one, b"one\n")
+        assert not console.taking
+        await console.wait_ended()
+        assert console.tail() == "two\none"
+
+    trio.run(talk)
+    assert path.read_bytes() == b"two\none\n"
+
+
+def test_nothing_leaks(path: Path) -> None:
+    """Neither where the block is cancelled before it began, nor where the console is closed untaken, twice."""
+
+    async def talk() -> None:
+        console = Console(path)
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                async with console.pipe(nursery):
+                    await trio.sleep_forever()
+            assert scope.cancelled_caught
+        await console.wait_ended()
+        untaken = Console(path)
+        untaken.close()
+        untaken.close()
+        await untaken.wait_ended()
+        assert untaken.tail() == ""
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    trio.run(talk)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
