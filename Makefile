@@ -31,9 +31,11 @@ bench: ## ratios against named references
 
 lint: ## ruff (rules and format) and flake8-async
 	@tools/setup.sh base
+	@echo 'lint: ruff'
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/flake8
+	@echo 'lint: flake8-async (about a minute)'
+	@tools/lint-async.sh
 
 format: ## let ruff put the code in order
 	@tools/setup.sh base
@@ -42,7 +44,9 @@ format: ## let ruff put the code in order
 
 type: ## mypy and pyright, both strict
 	@tools/setup.sh type
+	@echo 'type: mypy (about a minute)'
 	@$(BIN)/mypy
+	@echo 'type: pyright (about a minute)'
 	@$(BIN)/pyright
 
 docs: ## the tests that keep the documentation true

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ class Unpacked:
         manifest = self._blob(layout, descriptor)
         self.config = self._blob(layout, manifest["config"])["config"]
         self.root = root
+        root.mkdir()
         for layer in manifest["layers"]:
-            with tarfile.open(layout / "blobs" / "sha256" / layer["digest"].removeprefix("sha256:")) as archive:
-                archive.extractall(root, filter="tar")
+            archive = layout / "blobs" / "sha256" / layer["digest"].removeprefix("sha256:")
+            subprocess.run(["tar", "--extract", "--file", archive, "--directory", root], check=True, timeout=60)
 
     @staticmethod
     def _blob(layout: Path, descriptor: dict[str, str]) -> dict[str, Any]:
