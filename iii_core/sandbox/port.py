@@ -155,7 +155,26 @@ class SandboxEvent:
     console_tail: str = ""
 
 
-def check_supported(spec: SandboxSpec, capabilities: frozenset[Capability], backend: str) -> None:
+class SandboxNeeds(Protocol):
+    """What is asked of a backend; `SandboxSpec` is one."""
+
+    @property
+    def limits(self) -> Limits:
+        """Resources."""
+        ...
+
+    @property
+    def egress(self) -> Egress | None:
+        """Network."""
+        ...
+
+    @property
+    def mounts(self) -> tuple[Mount, ...]:
+        """Folders of this machine."""
+        ...
+
+
+def check_supported(spec: SandboxNeeds, capabilities: frozenset[Capability], backend: str) -> None:
     """Raise `UnsupportedOperation` for what the spec asks of a backend that does not declare it: never ignore it.
 
     Limits of CPU, memory and processes are the exception: where they cannot be enforced, `SandboxState.unenforced`

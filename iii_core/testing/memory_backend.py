@@ -58,6 +58,7 @@ class MemoryBackend:
         boot_error: while set, boots fail with it as their console.
         boot_delay: seconds that a boot takes.
         probe_result: what the backend says of itself.
+        single_user: what `SandboxState.single_user` says.
     """
 
     def __init__(self, programs: Mapping[str, Program] | None = None) -> None:
@@ -65,6 +66,7 @@ class MemoryBackend:
         self.boot_error: str | None = None
         self.boot_delay = 0.0
         self.probe_result = ProbeResult(ok=True)
+        self.single_user = False
         self._drivers: set[_MemoryDriver] = set()
 
     def record(
@@ -248,6 +250,7 @@ class _MemoryDriver(SandboxDriver):
             phase=sandbox.phase,
             exit=None if sandbox.phase is Phase.RUNNING else sandbox.exit,
             unenforced=tuple(f"{name} limit {value:g}" for name, value in limits.items() if value is not None),
+            single_user=self._backend.single_user,
         )
 
     def events(self) -> trio.MemoryReceiveChannel[SandboxEvent]:
