@@ -81,7 +81,7 @@ class Launcher(ABC):
         """No sandbox uses that root image any more."""
 
     def remedy(self, said: str) -> str | None:
-        """What would help against a boot that ended with ``said`` on its console."""
+        """What would help against a boot that failed; ``said`` is how it ended, and what its console's end says."""
         return None
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:

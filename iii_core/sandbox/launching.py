@@ -105,7 +105,7 @@ class LaunchedSandbox:
             )
         raise BootFailed(
             f"sandbox {self.spec.id!r} ended while booting ({how}): {said or 'nothing on its console'}",
-            hint=self._launcher.remedy(said) or "`iii doctor` checks what this backend needs",
+            hint=self._launcher.remedy(f"{how}\n{said}") or "`iii doctor` checks what this backend needs",
             details=self.details(console=said, exit=how),
         )
 
