@@ -145,7 +145,6 @@ class BubblewrapLauncher(Launcher):
             tmpfs_bytes=policy.tmpfs_bytes(spec.limits),
             ranged=keeper.ranged,
             hidden=policy.existing(policy.PROC_HIDDEN),
-            frozen=policy.existing(policy.PROC_FROZEN),
         )
         return render_argv(boot)
 

@@ -25,8 +25,6 @@ out as subordinate ids, so no account of the machine is, or may become, a sandbo
 TMPFS_DEFAULT_MIB = 512
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
-
-PROC_FROZEN = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
 PROC_HIDDEN = (
     "/proc/kcore",
     "/proc/keys",
@@ -68,6 +66,6 @@ def existing(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def tmpfs_bytes(limits: Limits) -> int:
-    """How big /tmp and /run may each become: both count as memory of the sandbox, so at most half of it."""
+    """How big /tmp, /run and /dev/shm may each become: they count as memory of the sandbox, so at most half of it."""
     mib = TMPFS_DEFAULT_MIB if limits.memory_mib is None else min(TMPFS_DEFAULT_MIB, limits.memory_mib // 2)
     return mib * 1024 * 1024

@@ -18,17 +18,15 @@ class Boot:
 
     Attributes:
         hostname: the sandbox's.
-        tmpfs_bytes: how big /tmp and /run may each become.
+        tmpfs_bytes: how big /tmp, /run and /dev/shm may each become.
         ranged: the agent may switch to other users of the sandbox.
         hidden: files below /proc that read as empty.
-        frozen: folders below /proc that are read-only.
     """
 
     hostname: str
     tmpfs_bytes: int
     ranged: bool
     hidden: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = ()
 
 
 def render_argv(boot: Boot) -> tuple[str, ...]:
@@ -36,7 +34,8 @@ def render_argv(boot: Boot) -> tuple[str, ...]:
 
     bwrap is root of a user namespace of the sandbox's own already (`iii_sandbox_bubblewrap.keeper`), so it makes none.
     The agent keeps the rights to act as, and to signal, the sandbox's other users where there are any; nobody else has
-    any.
+    any. /proc is read-only as a whole: some of it is the machine's own (modes of files, where root inside is root
+    outside), and through some of it a program could have the agent killed first (``oom_score_adj``).
     """
     capabilities = [("--cap-add", name) for name in RANGED_CAPABILITIES] if boot.ranged else []
     options: list[tuple[str, ...]] = [
@@ -55,9 +54,11 @@ def render_argv(boot: Boot) -> tuple[str, ...]:
         ("--setenv", "PATH", PATH),
         ("--bind", ROOT, "/"),
         ("--proc", "/proc"),
-        *(("--ro-bind", path, path) for path in boot.frozen),
         *(("--ro-bind", "/dev/null", path) for path in boot.hidden),
+        ("--remount-ro", "/proc"),
         ("--dev", "/dev"),
+        ("--size", str(boot.tmpfs_bytes), "--perms", "1777", "--tmpfs", "/dev/shm"),  # noqa: S108
+        ("--remount-ro", "/dev"),  # it has no size of its own
         ("--size", str(boot.tmpfs_bytes), "--perms", "1777", "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
         ("--size", str(boot.tmpfs_bytes), "--perms", "0755", "--tmpfs", "/run"),
         ("--ro-bind", AGENT, AGENT_INSIDE),

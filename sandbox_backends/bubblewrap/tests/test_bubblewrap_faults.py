@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from iii_core.errors import BootFailed, SandboxError, SandboxNotFound
+from iii_core.errors import BootFailed, IIIError, SandboxError, SandboxNotFound
 from iii_core.sandbox.host_processes import ProcessId
+from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.sandbox.port import Limits, Phase, RootImage, SandboxDriver, SandboxEvent
 from iii_core.testing.sandbox_harness import MARK, SandboxesUnderTest, agent_of, descendants, nothing_left, run_well
 
@@ -136,6 +137,33 @@ async def test_the_keeper_is_killed_while_booting(bench: Bench) -> None:
             if (await driver.state("one")).phase is not Phase.RUNNING:
                 await driver.start("one")
         await check_restart(driver, "one", stop=True)
+
+
+@pytest.mark.parametrize("victim", ["host", "waiting", "keeper"])
+async def test_killed_while_bwrap_has_not_released_its_child(bench: Bench, tmp_path: Path, victim: str) -> None:
+    """No orphan: whoever of those above it is killed, the child ends too, though nothing tells it to."""
+    stuck = tmp_path / "stuck"
+    await trio.run_process(["cc", "-static", "-o", str(stuck), str(Path(__file__).parent / "stuck.c")])
+    async with open_sandbox_host(bench.context, config={"bubblewrap": {"program": str(stuck)}}) as host:
+        driver = await host.driver("bubblewrap")
+        await driver.create(bench.spec(limits=LIMITS))
+        async with trio.open_nursery() as nursery:
+
+            async def start() -> None:
+                with pytest.raises(IIIError):
+                    await driver.start("box")
+
+            nursery.start_soon(start)
+            with trio.fail_after(10):
+                while len(pids_of("stuck")) < 2:  # noqa: ASYNC110
+                    await trio.sleep(0.005)
+            processes = [ProcessId.of(pid) for pid in pids_of("stuck")]
+            names = ("host", "waiting", "keeper")
+            pids = [int(line.split()[0]) for line in descendants(os.getpid()) if "python" in line]
+            os.kill(dict(zip(names, pids, strict=True))[victim], signal.SIGKILL)
+            with trio.fail_after(10):
+                while any(process is not None and process.alive() for process in processes):  # noqa: ASYNC110
+                    await trio.sleep(0.005)
 
 
 async def test_the_file_system_server_is_killed(bench: Bench) -> None:

@@ -14,7 +14,7 @@ import trio
 from iii_sandbox_bubblewrap import syscalls
 
 from iii_core.sandbox.agent import Agent, ProcessSpec, TerminalSize
-from iii_core.sandbox.port import RootImage, SandboxDriver
+from iii_core.sandbox.port import Limits, RootImage, SandboxDriver
 from iii_core.testing.sandbox_harness import descendants, run, run_well
 
 from .bwrapkit import Bench
@@ -148,11 +148,27 @@ async def test_files_of_the_machine_are_invisible(agent: Agent, tmp_path: Path) 
         "cat /proc/1/fd/11",
         "readlink /proc/1/fd/2",
         "echo x > /proc/sys/kernel/core_pattern",
+        "echo x > /proc/self/comm",
         "touch /proc/irq/0/smp_affinity",
         "test -s /proc/keys",
         "dd if=/proc/1/mem of=/dev/null bs=1 count=1",
         "kill -9 1; kill -0 1 && false",
         "cat /dev/kmsg",
+        "echo 1000 > /proc/1/oom_score_adj",
+        "echo 1000 > /proc/1/task/1/oom_score_adj",
+        "echo 15 > /proc/1/oom_adj",
+        "echo 15 > /proc/1/task/1/oom_adj",
+        "mount -o remount,rw /dev",
+        "touch /dev/x",
+        "mkdir /dev/x",
+        "rm /dev/null",
+        *(f"chmod 666 /dev/{name}" for name in ["null", "zero", "full", "random", "urandom", "tty"]),
+        *(f"chown 0 /dev/{name}" for name in ["null", "zero", "full", "random", "urandom", "tty"]),
+        "touch /dev/null",
+        "chmod 444 /proc/meminfo",
+        "chmod 555 /proc/sys",
+        "chmod 755 /run/iii/agent",
+        "mount -o remount,rw /proc",
         "ls /dev/vda || ls /dev/loop0 || ls /dev/fuse || ls /dev/kvm",
     ],
 )
@@ -170,6 +186,34 @@ async def test_conveniences(agent: Agent) -> None:
     assert (await run_well(agent, ("/bin/stat", "-c", "%a", "/tmp"))).strip() == "1777"
     assert "/dev/pts" in await run_well(agent, ("/bin/cat", "/proc/mounts"))
     assert "tmpfs" in await run_well(agent, shell("grep ' /dev/shm ' /proc/mounts; echo x > /dev/shm/x; echo tmpfs"))
+
+
+async def test_the_agent_is_not_the_first_to_die(agent: Agent) -> None:
+    """Nobody inside can tell the kernel to kill it first."""
+    await run(agent, shell("for f in /proc/1/oom_score_adj /proc/1/task/*/oom_score_adj; do echo 1000 > $f; done"))
+    (line,) = (line for line in descendants(os.getpid()) if line.endswith(" agent"))
+    own = await trio.Path("/proc/self/oom_score_adj").read_text(encoding="ascii")
+    assert await trio.Path("/proc", line.split()[0], "oom_score_adj").read_text(encoding="ascii") == own
+
+
+async def test_devices_work(agent: Agent) -> None:
+    await run_well(agent, shell("echo x > /dev/null && head -c 9 /dev/zero | wc -c && head -c 9 /dev/urandom | wc -c"))
+    status, printed = await run(agent, shell("echo x > /dev/full"))
+    assert status.as_shell() == 1
+    assert "No space left" in printed
+    process = await agent.spawn(
+        ProcessSpec(argv=shell("echo hello > /dev/tty"), env={}, cwd="/", tty=TerminalSize(rows=24, cols=80))
+    )
+    assert await process.receive_output() == (1, b"hello\r\n")
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/run", "/dev/shm"])
+async def test_memory_file_systems_have_a_size(bench: Bench, mode: str, folder: str) -> None:
+    async with bench.sandbox(bench.spec(limits=Limits(memory_mib=64)), mode=mode) as (_, agent):
+        await run_well(agent, ("/bin/dd", "if=/dev/zero", f"of={folder}/some", "bs=1M", "count=16"))
+        status, printed = await run(agent, ("/bin/dd", "if=/dev/zero", f"of={folder}/more", "bs=1M", "count=20"))
+        assert status.as_shell() == 1
+        assert "No space left" in printed
 
 
 async def test_agent_gets_nothing_of_the_machine(agent: Agent) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from iii_sandbox_bubblewrap.policy import PROC_FROZEN, PROC_HIDDEN, tmpfs_bytes
+from iii_sandbox_bubblewrap.policy import PROC_HIDDEN, tmpfs_bytes
 from iii_sandbox_bubblewrap.render import Boot, render_argv
 
 from iii_core.sandbox.port import Limits
@@ -33,12 +33,6 @@ ROOT = """
 --proc /proc
 """
 GUARDS = """
---ro-bind /proc/sys /proc/sys
---ro-bind /proc/irq /proc/irq
---ro-bind /proc/bus /proc/bus
---ro-bind /proc/fs /proc/fs
---ro-bind /proc/scsi /proc/scsi
---ro-bind /proc/acpi /proc/acpi
 --ro-bind /dev/null /proc/kcore
 --ro-bind /dev/null /proc/keys
 --ro-bind /dev/null /proc/kmsg
@@ -52,7 +46,10 @@ GUARDS = """
 --ro-bind /dev/null /proc/vmcore
 """
 REST = """
+--remount-ro /proc
 --dev /dev
+--size {size} --perms 1777 --tmpfs /dev/shm
+--remount-ro /dev
 --size {size} --perms 1777 --tmpfs /tmp
 --size {size} --perms 0755 --tmpfs /run
 --ro-bind /tmp/agent /run/iii/agent
@@ -83,7 +80,7 @@ REST = """
     ],
 )
 def test_golden(limits: Limits, ranged: bool, golden: str) -> None:
-    boot = Boot(hostname="box", tmpfs_bytes=tmpfs_bytes(limits), ranged=ranged, hidden=PROC_HIDDEN, frozen=PROC_FROZEN)
+    boot = Boot(hostname="box", tmpfs_bytes=tmpfs_bytes(limits), ranged=ranged, hidden=PROC_HIDDEN)
     assert render_argv(boot) == tuple(golden.split())
 
 

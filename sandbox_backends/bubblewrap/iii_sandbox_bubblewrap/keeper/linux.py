@@ -13,6 +13,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_RELATIME = 0x20, 0x200000
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 MNT_DETACH = 2
 
@@ -68,6 +69,16 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
     encoded: list[Any] = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     call = _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
     _check(call, f"mount {kind or 'bind'} on {target}")
+
+
+_SAME = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME  # ST_* is MS_* for these
+
+
+def remount_read_only(target: str) -> None:
+    """Make one mount read-only. Its other flags stay, as those must that are not ours (``mount_namespaces(7)``)."""
+    found = os.statvfs(target).f_flag
+    kept = found & _SAME | (MS_RELATIME if found & os.ST_RELATIME else 0)
+    mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
 
 
 def unmount(target: str) -> None:

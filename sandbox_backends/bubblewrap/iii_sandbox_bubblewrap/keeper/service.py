@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+"""What bwrap binds into sandboxes. As mounts that are read-only they can be written to, but not given another mode or
+owner: they are the machine's, and so is root where sandboxes have no ids of their own."""
+
+
 class Gone(Exception):
     """The driver is gone."""
 
@@ -331,6 +336,9 @@ def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:
         idmap = enter_own_namespace(tuple(uids) if uids else None, tuple(gids) if gids else None)
         linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    for device in filter(os.path.exists, DEVICES):
+        linux.mount(device, device, None, linux.MS_BIND)
+        linux.remount_read_only(device)
     return idmap, privileged
 
 
