@@ -20,16 +20,17 @@ from iii_core import __version__
 from iii_core.app.settings import engine_config, is_engine_worker, unknown_workers
 from iii_core.control.server import serve_control
 from iii_core.engine import open_engine
-from iii_core.errors import EngineAlreadyRunning
 from iii_core.project.config import load_config
 from iii_core.project.context import provider_context
 from iii_core.project.locate import (
     control_socket,
+    engine_runs,
     make_state_dir,
     read_record,
     remove_record,
     write_record,
 )
+from iii_core.project.lock import load_lock
 from iii_core.records import InProcessWorker
 from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.transport.port import ListenAddress
@@ -42,12 +43,14 @@ from iii_core.workers.sandbox_service import open_sandboxes
 from iii_core.workers.services import WorkerServices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 
     from iii_core.engine import Engine
+    from iii_core.engine.observe import WorkerInfo
     from iii_core.host import PluginHost
     from iii_core.project.config import ProjectConfig
     from iii_core.project.locate import Project
+    from iii_core.project.lock import Lock
     from iii_core.workers.image_service import ImageService
 
 _log = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class Application:
         manager: WorkerManager,
         images: ImageService,
         config: ProjectConfig,
+        lock: Lock,
     ) -> None:
         self.project = project
         self.manager = manager
@@ -73,6 +77,7 @@ class Application:
         self._in_process = plugins.collect(InProcessWorker)
         self._engine = engine
         self._config = config
+        self._lock = lock
         self._reloading = trio.Lock()
 
     @property
@@ -81,26 +86,30 @@ class Application:
         return self._config
 
     @property
+    def lock(self) -> Lock:
+        """The pins in force."""
+        return self._lock
+
+    @property
     def engine(self) -> Engine:
         """The engine itself."""
         return self._engine
 
     async def reload(self) -> None:
-        """Take up config.yaml as it is now; unchanged listeners and workers go on undisturbed.
+        """Take up config.yaml and iii.lock as they are now; unchanged listeners and workers go on undisturbed.
 
         Raises `IIIError`: the file is not valid, or a listener cannot be opened. What was in force stays in force.
         """
         async with self._reloading:
-            config = await trio.to_thread.run_sync(load_config, self.project)
+            config, lock = await trio.to_thread.run_sync(_load, self.project)
             await self._engine.apply(engine_config(config, self.project.environ, self._in_process, self.project.root))
-            self._config = config
-            self._warn_unknown()
-            await self.manager.apply(managed_specs(config, self.project.environ))
+            self._config, self._lock = config, lock
+            await self.start_workers()
 
     async def start_workers(self) -> None:
-        """Start what config.yaml declares."""
+        """Make the managed workers those that the configuration in force declares."""
         self._warn_unknown()
-        await self.manager.apply(managed_specs(self._config, self.project.environ))
+        await self.manager.apply(managed_specs(self._config, self.project.environ, self._lock))
 
     def engine_status(self) -> dict[str, Any]:
         """``engine.status`` of the control socket."""
@@ -111,6 +120,14 @@ class Application:
             "listeners": [{"host": at.host, "port": at.port, "secure": at.secure} for at in self._engine.addresses],
             "connected_workers": len(self._engine.workers),
         }
+
+    def external_workers(self) -> Iterable[WorkerInfo]:
+        """The connected workers that iii does not run; a connection that has not described itself yet is none."""
+        return [
+            worker
+            for worker in self._engine.workers
+            if not worker.in_process and worker.sandbox is None and (worker.name or worker.functions)
+        ]
 
     def is_engine_worker(self, name: str) -> bool:
         """Whether the engine itself answers to this name."""
@@ -167,7 +184,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
         AddressInUse: a listener's address is taken.
         PluginCollision: two plugins claim one name.
     """
-    config = await trio.to_thread.run_sync(load_config, project)
+    config, lock = await trio.to_thread.run_sync(_load, project)
     settings = engine_config(config, project.environ, plugins.collect(InProcessWorker), project.root)
     state_dir = make_state_dir(project)
     with _engine_lock(project):
@@ -181,7 +198,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
             tunnel = EngineTunnel(engine)
             services = WorkerServices(images=images, sandboxes=sandboxes, engine=tunnel)
             manager = WorkerManager(supervisors, services, project=project.root, state_dir=state_dir)
-            application = Application(project, plugins, engine, manager, images, config)
+            application = Application(project, plugins, engine, manager, images, config, lock)
             try:
                 async with trio.open_nursery() as front:
                     path = control_socket(project)
@@ -197,6 +214,10 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
             supervisors.cancel_scope.cancel()
 
 
+def _load(project: Project) -> tuple[ProjectConfig, Lock]:
+    return load_config(project), load_lock(project)
+
+
 @contextmanager
 def _engine_lock(project: Project) -> Generator[None]:
     """One engine per project: an flock that dies with its holder."""
@@ -206,12 +227,7 @@ def _engine_lock(project: Project) -> Generator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            record = read_record(project)
-            raise EngineAlreadyRunning(
-                f"an engine runs this project already{f' (pid {record.pid})' if record else ''}",
-                hint="stop it first, or use 'iii worker …' to talk to it",
-                details={"pid": record.pid if record else None, "project": str(project.root)},
-            ) from None
+            raise engine_runs(project, read_record(project)) from None
         yield
     finally:
         os.close(descriptor)

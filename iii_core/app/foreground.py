@@ -58,14 +58,15 @@ async def _run(project: Project, plugins: PluginHost) -> int:
 
 
 async def _reload_on_change(application: Application) -> None:
-    with closing(FileWatch(application.project.config_path)) as watch:
+    project = application.project
+    with closing(FileWatch(project.root, (project.config_path.name, project.lock_path.name))) as watch:
         while True:
             await watch.changed()
             await _reload(application)
 
 
 async def _reload(application: Application) -> None:
-    before = application.config
+    before = application.config, application.lock  # what a command of ours changes is taken up by the command
     try:
         await application.reload()
     except (IIIError, ExceptionGroup) as error:
@@ -74,7 +75,7 @@ async def _reload(application: Application) -> None:
             raise
         _say(f"config.yaml changed but is not used: [{leader.code}] {leader.message}", leader.hint)
     else:
-        if application.config != before:  # what a command of ours changes is taken up by the command
+        if (application.config, application.lock) != before:
             _say("config.yaml changed and is in force")
 
 

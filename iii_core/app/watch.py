@@ -1,4 +1,4 @@
-"""Noticing that a file changed: inotify(7), awaited by trio."""
+"""Noticing that files changed: inotify(7), awaited by trio."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 DEBOUNCE: Final = 0.1  # editors write, rename and touch in one burst
@@ -39,21 +40,21 @@ def _names(data: bytes) -> set[str]:
 
 
 class FileWatch:
-    """Tells of changes to one file, also when it is replaced by rename, as editors and atomic writers do.
+    """Tells of changes to some files of a folder, also when they are replaced by rename, as editors do.
 
-    Raises OSError where the file's folder cannot be watched.
+    Raises OSError where the folder cannot be watched.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._name = path.name
-        self._descriptor = _open_inotify(path.parent)
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._descriptor = _open_inotify(folder)
 
     def close(self) -> None:
         """Stop watching."""
         os.close(self._descriptor)
 
     async def changed(self) -> None:
-        """Return once the file has changed and then been quiet for `DEBOUNCE` seconds."""
+        """Return once a file has changed, and then none of them for `DEBOUNCE` seconds."""
         await self._event()
         while True:
             with trio.move_on_after(DEBOUNCE) as scope:
@@ -68,5 +69,5 @@ class FileWatch:
                 names = _names(os.read(self._descriptor, 65536))
             except BlockingIOError:
                 continue
-            if self._name in names:
+            if self._names & names:
                 return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from iii_core.cli.output import is_terminal, say
 from iii_core.errors import Cancelled, UsageError
+from iii_core.project.locate import refuse_second_engine
 
 if TYPE_CHECKING:
     from iii_core.cli.state import State
@@ -29,6 +30,7 @@ def run_engine(state: State, *, use_default_config: bool) -> int:
             raise UsageError("--use-default-config and --config exclude each other")
         project = replace(project, default_workers=_default_workers(state))
     elif not project.config_path.exists():
+        refuse_second_engine(project)  # before a file is made that it would not be for
         _create_config(project)
     from iii_core.app.foreground import run_foreground
 

@@ -11,7 +11,8 @@
     ├── ConfigError                 W131
     │   ├── ConfigIoError           W130
     │   ├── UnknownKey              W132
-    │   └── UnsetVariable           W133
+    │   ├── UnsetVariable           W133
+    │   └── LockfileMismatch        W150
     ├── WorkerNotInstalled          W112
     ├── WorkerAlreadyExists         W111
     ├── WorkerNotRunning            W113
@@ -93,6 +94,7 @@ from iii_core.errors.project import (
     ConfigError,
     ConfigIoError,
     LockBusy,
+    LockfileMismatch,
     SpawnError,
     StartTimeout,
     UnknownKey,
@@ -141,6 +143,7 @@ __all__ = [
     "LinkClosed",
     "LinkError",
     "LockBusy",
+    "LockfileMismatch",
     "NoMatchingPlatform",
     "PluginCollision",
     "PluginError",

@@ -29,6 +29,12 @@ class UnsetVariable(ConfigError):
     default_code = "W133"
 
 
+class LockfileMismatch(ConfigError):
+    """iii.lock pins a worker to something else than config.yaml asks for."""
+
+    default_code = "W150"
+
+
 class WorkerNotInstalled(IIIError):
     """The worker is not in config.yaml."""
 

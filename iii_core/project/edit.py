@@ -8,7 +8,7 @@ compared with the data it should hold: an edit that would do anything else is re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from iii_core.errors import ConfigError, WorkerNotInstalled
@@ -16,13 +16,16 @@ from iii_core.project import splice
 from iii_core.project.config import parse_config
 from iii_core.project.files import write_atomic
 from iii_core.project.guard import DEFAULT_WAIT, project_lock
+from iii_core.project.lock import load_lock, save_lock
 from iii_core.project.read import Document, Mapping, Scalar, Sequence, parse_document, read_document, resolve, to_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Mapping as AbstractMapping
+    from pathlib import Path
 
     from iii_core.project.locate import Project
+    from iii_core.project.lock import Lock
     from iii_core.project.read import Node
 
 _WORKERS: Final = "workers"
@@ -32,10 +35,11 @@ _MAX_STEPS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """The new text, and what happened to the entry."""
+    """The new text, what happened to the entry, and whether iii.lock is another one now."""
 
     text: str
     action: Literal["added", "updated", "unchanged", "removed"]
+    lock_changed: bool = False
 
 
 def put_worker(text: str, entry: AbstractMapping[str, Any], *, name: str = "config.yaml") -> Edited:
@@ -89,26 +93,57 @@ def remove_worker(text: str, worker: str, *, name: str = "config.yaml") -> Edite
     raise _refuse(document, _entries(document, section)[index].line)
 
 
-def edit_config(project: Project, edit: Callable[[str], Edited], *, wait: float = DEFAULT_WAIT) -> Edited:
+def edit_config(
+    project: Project,
+    edit: Callable[[str], Edited],
+    *,
+    pin: Callable[[Lock], Lock] | None = None,
+    wait: float = DEFAULT_WAIT,
+) -> Edited:
     """Read config.yaml, apply ``edit`` and write the result atomically, all under the project lock.
 
-    A missing file counts as empty and is created. Blocks for the lock up to ``wait`` seconds (see `project_lock`).
-    Raises what ``edit`` raises, `LockBusy` and `ConfigIoError`; the file is then unchanged.
+    A missing file counts as empty and is created. ``pin`` makes the new iii.lock of the old one; if that cannot be
+    written, config.yaml is as it was. Blocks for the lock up to ``wait`` seconds (see `project_lock`).
+    Raises what ``edit`` raises, `LockBusy`, `ConfigError` and `ConfigIoError`; the files are then unchanged.
     """
     with project_lock(project, wait=wait):
         path = project.config_path
-        document = read_document(path) if path.exists() else parse_document("", name=path.name)
-        edited = edit(document.text)
+        document = read_document(path) if path.exists() else None
+        old_lock = load_lock(project) if pin else None
+        edited = edit(document.text if document else "")
+        bom = "\ufeff" if document and document.bom else ""
         if edited.action != "unchanged":
-            write_atomic(path, (("\ufeff" if document.bom else "") + edited.text).encode())
-        return edited
+            write_atomic(path, (bom + edited.text).encode(), shrinking=edited.action == "removed")
+        if pin is None or old_lock is None:
+            return edited
+        try:
+            changed = _save_lock(project, old_lock, pin(old_lock))
+        except ConfigError:
+            if edited.action != "unchanged":
+                _restore(path, bom + document.text if document else None)
+            raise
+        return replace(edited, lock_changed=changed)
+
+
+def _save_lock(project: Project, old: Lock, new: Lock) -> bool:
+    if new == old:
+        return False
+    save_lock(project, new, shrinking=len(new.workers) < len(old.workers))
+    return True
+
+
+def _restore(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink()
+    else:
+        write_atomic(path, text.encode())
 
 
 def not_in_config(worker: str) -> WorkerNotInstalled:
     """The error for a worker that config.yaml does not name."""
     return WorkerNotInstalled(
-        f"Worker {worker!r} is not in config.yaml",
-        hint="run 'iii worker list' to see known workers",
+        f"worker {worker!r} is not in config.yaml",
+        hint="see the known ones with 'iii worker list', or add it with 'iii worker add'",
         details={"name": worker},
     )
 

@@ -7,29 +7,38 @@ import errno
 import os
 import secrets
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import ConfigIoError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, shrinking: bool = False) -> None:
     """Replace ``path`` by ``data``: temporary file beside it, fsync, rename, fsync of the folder.
 
     An existing file keeps its permissions, and its owner where we may set it; a symbolic link keeps pointing at the
     file, which is what is replaced. ``mode`` (less the umask) is for a new file. Readers see the old or the new
     content, never a mixture, and after an error the old file is untouched and no temporary file is left.
 
+    ``shrinking`` is for what frees space: on a full disk, a text that is not longer is written over the old one.
+
     Raises `ConfigIoError`.
     """
     try:
         target = path.resolve()
-        _replace(target, data, mode)
+        try:
+            _replace(target, data, mode)
+        except OSError as error:
+            if not (shrinking and error.errno in _FULL and len(data) <= target.stat().st_size):
+                raise
+            _overwrite(target, data)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        hint = "free some disk space" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else None
+        hint = "free some disk space" if getattr(error, "errno", None) in _FULL else None
         raise ConfigIoError(f"cannot write {path}: {reason}", hint=hint, details={"path": str(path)}) from error
 
 
@@ -55,6 +64,15 @@ def _replace(target: Path, data: bytes, mode: int) -> None:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def _overwrite(target: Path, data: bytes) -> None:
+    """Write over a file that is at least as long: it has the blocks already."""
+    with target.open("r+b") as file:
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _take_over(descriptor: int, old: os.stat_result) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import ConfigIoError, LockBusy
@@ -37,8 +37,7 @@ def project_lock(project: Project, *, wait: float = DEFAULT_WAIT) -> Generator[N
         raise ConfigIoError(f"cannot open {path}: {error.strerror}", details={"path": str(path)}) from error
     try:
         _acquire(descriptor, time.monotonic() + wait)
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, b"pid=%d\n" % os.getpid(), 0)
+        _sign(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -54,6 +53,14 @@ def _acquire(descriptor: int, deadline: float) -> None:
             time.sleep(_POLL)
         else:
             return
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds the lock. It is held all the same where a full disk has no room for that."""
+    text = b"pid=%d\n" % os.getpid()
+    with suppress(OSError):
+        os.pwrite(descriptor, text, 0)
+        os.truncate(descriptor, len(text))
 
 
 def _busy(descriptor: int) -> LockBusy:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from iii_core.errors import ConfigIoError, EngineError
+from iii_core.errors import ConfigIoError, EngineAlreadyRunning, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -204,6 +204,22 @@ def read_record(project: Project) -> EngineRecord | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return record if record.alive() else None
+
+
+def refuse_second_engine(project: Project) -> None:
+    """Raises `EngineAlreadyRunning` where the project's folder has an engine."""
+    record = read_record(project)
+    if record is not None:
+        raise engine_runs(project, record)
+
+
+def engine_runs(project: Project, record: EngineRecord | None) -> EngineAlreadyRunning:
+    """The error for a project that has an engine; ``record`` is what is known of it."""
+    return EngineAlreadyRunning(
+        f"an engine runs this project already{f' (pid {record.pid})' if record else ''}",
+        hint="stop it first, or use 'iii worker …' to talk to it",
+        details={"pid": record.pid if record else None, "project": str(project.root)},
+    )
 
 
 def remove_record(project: Project) -> None:

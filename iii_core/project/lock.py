@@ -1,13 +1,17 @@
-"""``iii.lock``: the pins of registry workers (spec worker-cli §2.2). Workers added as OCI images are not locked."""
+"""``iii.lock``: what exactly each worker is that the project runs (spec worker-cli §2.2).
+
+The original pins what came from its registry alone. Here a worker that was added as an OCI image is pinned too, with an
+entry of ``type: image`` whose reference holds a digest: a tag moves, and a project must go on running what was added.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from iii_core.errors import ConfigError
+from iii_core.errors import ConfigError, LockfileMismatch
 from iii_core.project.files import write_atomic
 from iii_core.project.names import is_valid_name
 from iii_core.project.read import parse_document, read_document, to_data
@@ -62,14 +66,62 @@ def load_lock(project: Project) -> Lock:
     return _Checker().lock(to_data(read_document(project.lock_path).root))
 
 
+def locked_source(lock: Lock, name: str, source: str) -> str:
+    """What to run for a worker whose entry in config.yaml says ``source``: what the lock pins it to, if it does.
+
+    Raises `LockfileMismatch` where the lock pins that name to something else.
+    """
+    entry = lock.workers.get(name)
+    if entry is None:
+        return source
+    pinned = pin_of(lock, name)
+    if pinned is not None and source in (pinned, pinned.partition("@")[0]):
+        return pinned
+    raise LockfileMismatch(
+        f"worker {name!r} is {source} in config.yaml, and {pinned or f'of type {entry.kind}'} in {FILE_NAME}",
+        hint=f"'iii worker reinstall {name}' fetches what config.yaml names, and pins that",
+        details={"name": name, "source": source, "locked": pinned},
+    )
+
+
+def pin_of(lock: Lock, name: str) -> str | None:
+    """The image that the lock pins a worker to, with its digest."""
+    entry = lock.workers.get(name)
+    return entry.source["image"] if entry is not None and entry.kind == "image" and entry.source else None
+
+
+def with_image(lock: Lock, name: str, source: str, pin: str | None, version: str | None) -> Lock:
+    """The lock with a worker pinned to the digest of ``pin``; without a pin the worker is not in the lock.
+
+    ``source`` is what config.yaml says; ``version`` what the image says of itself, else its tag takes the place.
+    """
+    if pin is None:
+        return without_worker(lock, name)
+    image = source if "@" in source else f"{source}@{pin.rpartition('@')[2]}"
+    tag = source.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    known = lock.workers.get(name)
+    entry = LockEntry(
+        version=version or tag or pin.rpartition("@")[2],
+        kind="image",
+        dependencies=known.dependencies if known else {},
+        source={"image": image},
+    )
+    return replace(lock, workers={**lock.workers, name: entry})
+
+
+def without_worker(lock: Lock, name: str) -> Lock:
+    """The lock without a worker."""
+    return replace(lock, workers={known: entry for known, entry in lock.workers.items() if known != name})
+
+
 def parse_lock(text: str) -> Lock:
     """Check a lockfile's text. Raises `ConfigError`."""
     return _Checker().lock(to_data(parse_document(text, name=FILE_NAME).root))
 
 
-def save_lock(project: Project, lock: Lock) -> None:
+def save_lock(project: Project, lock: Lock, *, shrinking: bool = False) -> None:
     """Write the lockfile atomically, in its canonical form. The caller holds the project lock."""
-    write_atomic(project.lock_path, render_lock(lock).encode())
+    write_atomic(project.lock_path, render_lock(lock).encode(), shrinking=shrinking)
 
 
 def render_lock(lock: Lock) -> str:

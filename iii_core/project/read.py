@@ -10,7 +10,10 @@ Plain scalars follow the YAML 1.2 core schema as the original engine's reader do
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -136,7 +139,10 @@ def read_document(path: Path, *, name: str | None = None) -> Document:
     """Read and parse a YAML file of at most `MAX_BYTES`. Raises `ConfigIoError` or `ConfigError`; quotes no content."""
     name = name or path.name
     try:
-        with path.open("rb") as file:
+        # Not to hang where somebody has put a FIFO in its place
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigIoError(

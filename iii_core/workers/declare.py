@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from iii_core.errors import ConfigError, IIIError, PluginMissing, UnknownKey
 from iii_core.project.env import flatten_config
 from iii_core.project.expand import expand
+from iii_core.project.lock import Lock, locked_source
 from iii_core.sandbox.port import Limits
 from iii_core.workers.spec import AUTO_BACKEND, WorkerSpec
 
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
 SANDBOX_KEYS: Final = ("backend", "cpus", "memory", "pids")
 
 
-def managed_specs(config: ProjectConfig, environ: Mapping[str, str]) -> dict[str, WorkerSpec]:
-    """The managed workers by name, in the file's order.
+def managed_specs(config: ProjectConfig, environ: Mapping[str, str], lock: Lock | None = None) -> dict[str, WorkerSpec]:
+    """The managed workers by name, in the file's order; each is what the lock pins it to, if it does.
 
     An entry that cannot be used still has a spec, with its ``problem``: it fails when started, and others work on.
     """
-    return {entry.name: _spec(entry, config.sandbox, environ) for entry in config.workers if entry.managed}
+    pins = lock or Lock()
+    return {entry.name: _spec(entry, config.sandbox, environ, pins) for entry in config.workers if entry.managed}
 
 
-def _spec(entry: WorkerEntry, project_sandbox: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec:
+def _spec(entry: WorkerEntry, project_sandbox: Mapping[str, Any], environ: Mapping[str, str], lock: Lock) -> WorkerSpec:
     source = entry.image or entry.worker_path or ""
     try:
         owner = f"worker {entry.name!r}"
@@ -36,7 +38,7 @@ def _spec(entry: WorkerEntry, project_sandbox: Mapping[str, Any], environ: Mappi
         own, shared = (_sandbox(block, environ, owner) for block in (entry.sandbox, project_sandbox))
         return WorkerSpec(
             name=entry.name,
-            source=expand(source, environ, owner=owner, typed=False),
+            source=locked_source(lock, entry.name, expand(source, environ, owner=owner, typed=False)),
             env=env,
             limits=Limits(
                 cpus=_first(own["cpus"], entry.resources.cpus, shared["cpus"]),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from iii_core.errors import PluginMissing
+from iii_core.errors import PluginMissing, WorkerAlreadyExists, WorkerNotInstalled
 from iii_core.project.config import load_config
 from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
+from iii_core.project.expand import expand
+from iii_core.project.lock import Lock, load_lock, with_image, without_worker
 from iii_core.project.names import check_name
 from iii_core.workers.writable import drop_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from iii_core.images.port import Image, ProgressSink
+    from iii_core.project.config import WorkerEntry
     from iii_core.project.locate import Project
     from iii_core.workers.image_service import ImageService
 
@@ -26,11 +29,24 @@ WRITABLE_FOLDER = "writable"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """What `add_worker` did. ``status`` follows ``worker::add`` of spec worker-cli §9.6."""
+    """What `add_worker` did. ``status`` follows ``worker::add`` of spec worker-cli §9.6.
+
+    ``config`` is what happened to the entry in config.yaml, ``lock_changed`` whether iii.lock is another one now, and
+    ``replaces`` the other source that the worker of this name came from until now.
+    """
 
     name: str
-    status: Literal["installed", "already_current", "replaced"]
     image: Image
+    config: str
+    lock_changed: bool
+    replaces: str | None
+
+    @property
+    def status(self) -> Literal["installed", "already_current", "replaced"]:
+        """New, as it was, or another one."""
+        if self.config == "added":
+            return "installed"
+        return "already_current" if self.config == "unchanged" and not self.lock_changed else "replaced"
 
     def as_json(self) -> dict[str, Any]:
         """As the control socket and ``--json`` carry it."""
@@ -44,6 +60,9 @@ class Installed:
             "version": hints.version if hints else None,
             "description": hints.description if hints else None,
             "manifest": hints is not None,
+            "config": self.config,
+            "lock_changed": self.lock_changed,
+            "replaces": self.replaces,
         }
 
 
@@ -56,46 +75,69 @@ async def add_worker(
     reset_config: bool,
     progress: ProgressSink,
 ) -> Installed:
-    """Fetch what ``source`` names and declare it in config.yaml; starts nothing.
+    """Fetch what ``source`` names, declare it in config.yaml and pin it in iii.lock; starts nothing.
 
     The image's ``ENV`` becomes the entry's ``config:`` (seed rule) and its resource hints ``resources:``; what the user
-    has written there already wins, unless ``reset_config`` drops it. ``force`` asks the registry again.
-    The config is written last and at once, so a failure or cancellation leaves the project as it was.
+    has written there already wins, unless ``reset_config`` drops it. ``force`` asks the registry again; with it
+    ``source`` may also be the name of an image worker of config.yaml, which then comes from where it came from.
+    The files are written last and at once, so a failure or cancellation leaves the project as it was.
 
     Raises:
         ImageError: and its kinds.
-        ConfigError: config.yaml is not valid or cannot be written.
+        ConfigError: config.yaml or iii.lock is not valid or cannot be written.
         PluginMissing: no registry accepts the source.
+        WorkerAlreadyExists: ``source`` is a worker's name, without ``force``; or the name is that of no image worker.
     """
-    if source.startswith((".", "/", "~")):
-        raise PluginMissing(
-            f"cannot add the folder {source!r}: no installed plugin runs workers from folders",
-            hint="build an image of it and add that; archives are named 'oci-archive:FILE' or 'docker-archive:FILE'",
+    known = await trio.to_thread.run_sync(_declared, project, source)
+    _refuse_kind(known)
+    if known is None:
+        _refuse_path(source)
+    elif not force:
+        raise WorkerAlreadyExists(
+            f"worker {source!r} is in config.yaml already",
+            hint=f"'iii worker reinstall {source}' fetches it again, 'iii worker status {source}' shows it",
+            details={"name": source},
         )
-    await trio.to_thread.run_sync(_check_config, project)
-    image = await images.fetch(source, refresh=force, progress=progress)
-    name = check_name(image.name)
+    wanted = _recorded(project, known) if known else source
+    image = await images.fetch(wanted, refresh=force, progress=progress)
+    name = known.name if known else check_name(image.name)
+    entry = _entry(name, image)
+    if known and "$" in (known.image or ""):
+        entry["image"] = known.image  # it depends on the environment, and shall go on doing so
+    locked = wanted if known and entry["image"] == known.image else image.reference
+    before = await trio.to_thread.run_sync(_declared, project, name)
+    _refuse_kind(before)
 
     def edit(text: str) -> Edited:
-        if reset_config:
-            text = _without(text, name)
-        return put_worker(text, _entry(name, image))
+        return put_worker(_without(text, name) if reset_config else text, entry)
 
-    edited = await trio.to_thread.run_sync(edit_config, project, edit)
-    status: Literal["installed", "already_current", "replaced"] = (
-        "installed" if edited.action == "added" else "already_current" if edited.action == "unchanged" else "replaced"
+    def pin(lock: Lock) -> Lock:
+        return with_image(lock, name, locked, image.pin, image.hints.version if image.hints else None)
+
+    edited = await trio.to_thread.run_sync(partial(edit_config, project, edit, pin=pin))
+    return Installed(
+        name=name,
+        image=image,
+        config=edited.action,
+        lock_changed=edited.lock_changed,
+        replaces=before.image if before and before.image != entry["image"] else None,
     )
-    return Installed(name=name, status=status, image=image)
 
 
-async def remove_from_config(project: Project, name: str) -> None:
-    """Take a worker out of config.yaml. Raises `WorkerNotInstalled`; downloaded artifacts stay (seed 0)."""
+async def remove_from_project(project: Project, name: str) -> bool:
+    """Take a worker out of config.yaml and iii.lock; true where it was in the lock. Downloaded artifacts stay (seed 0).
+
+    Raises `WorkerNotInstalled`, and what `edit_config` raises.
+    """
     check_name(name)
 
     def edit(text: str) -> Edited:
         return remove_worker(text, name)
 
-    await trio.to_thread.run_sync(edit_config, project, edit)
+    def unpin(lock: Lock) -> Lock:
+        return without_worker(lock, name)
+
+    return (await trio.to_thread.run_sync(partial(edit_config, project, edit, pin=unpin))).lock_changed
 
 
 async def drop_layers(project: Project, name: str) -> None:
@@ -103,13 +145,43 @@ async def drop_layers(project: Project, name: str) -> None:
     await trio.to_thread.run_sync(drop_writable, project.state_dir / WRITABLE_FOLDER / check_name(name))
 
 
-def _check_config(project: Project) -> None:
-    """A file that cannot be edited is found out before anything is fetched for it. Raises `ConfigError`."""
-    if project.config_path.exists():
-        load_config(project)
+def _declared(project: Project, name: str) -> WorkerEntry | None:
+    """The entry of that name. Reads both files, so that one that cannot be edited is found out before a fetch."""
+    load_lock(project)
+    return load_config(project).find(name) if project.config_path.exists() else None
 
 
-def _entry(name: str, image: Image) -> Mapping[str, Any]:
+def _recorded(project: Project, entry: WorkerEntry) -> str:
+    """Where a worker of config.yaml came from."""
+    return str(expand(entry.image, project.environ, owner=f"worker {entry.name!r}", typed=False))
+
+
+def _refuse_kind(entry: WorkerEntry | None) -> None:
+    if entry is not None and entry.image is None:
+        what = f"runs from the folder {entry.worker_path}" if entry.worker_path else "doesn't run from an image"
+        raise WorkerAlreadyExists(
+            f"worker {entry.name!r} of config.yaml {what}",
+            hint=f"to have an image of that name, 'iii worker remove {entry.name}' first",
+            details={"name": entry.name},
+        )
+
+
+def _refuse_path(source: str) -> None:
+    """What is written as a path is none of a registry's business (spec worker-cli §1.1)."""
+    if not source.startswith((".", "/", "~")):
+        return
+    if Path(source).expanduser().is_file():
+        raise PluginMissing(
+            f"{source!r} is a file, and it takes more than a path to say what is in it",
+            hint=f"'docker-archive:{source}' for what 'docker save' made, or 'oci-archive:{source}'",
+        )
+    raise PluginMissing(
+        f"cannot add the folder {source!r}: no installed plugin runs workers from folders",
+        hint=f"build an image of it and add that; if it holds an OCI image layout, write 'oci:{source}'",
+    )
+
+
+def _entry(name: str, image: Image) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name, "image": image.reference}
     config = config_from_image_env(image.config.env)
     if config:
@@ -123,8 +195,6 @@ def _entry(name: str, image: Image) -> Mapping[str, Any]:
 
 
 def _without(text: str, name: str) -> str:
-    from iii_core.errors import WorkerNotInstalled
-
     try:
         return remove_worker(text, name).text
     except WorkerNotInstalled:

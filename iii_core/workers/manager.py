@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from iii_core.errors import IIIError, WorkerNotInstalled
+from iii_core.errors import IIIError
+from iii_core.project.edit import not_in_config
 from iii_core.workers.run import STOP_GRACE, RunPlaces
 from iii_core.workers.spec import sandbox_id
 from iii_core.workers.supervisor import Supervisor
@@ -58,11 +59,7 @@ class WorkerManager:
         try:
             return self._workers[name].supervisor
         except KeyError:
-            raise WorkerNotInstalled(
-                f"worker {name!r} is not in config.yaml",
-                hint="see the known ones with 'iii worker list', or add it with 'iii worker add'",
-                details={"name": name},
-            ) from None
+            raise not_in_config(name) from None
 
     async def apply(self, specs: Mapping[str, WorkerSpec]) -> None:
         """Make the declared workers those of ``specs``: start new ones, restart changed ones, end those gone.

@@ -8,16 +8,22 @@ import msgspec
 import trio
 
 from iii_core.control.server import Operation
-from iii_core.errors import IIIError, UsageError, WorkerNotInstalled, leading_error
+from iii_core.errors import IIIError, UsageError, leading_error
+from iii_core.project.edit import not_in_config
+from iii_core.project.lock import pin_of
 from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
-from iii_core.workers.install import add_worker, drop_layers, remove_from_config
+from iii_core.workers.install import add_worker, drop_layers, remove_from_project
 from iii_core.workers.logs import FILE_NAMES, STDERR, STDOUT, tail
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from iii_core.control.server import Call
+    from iii_core.engine.observe import WorkerInfo
     from iii_core.project.config import ProjectConfig, WorkerEntry
     from iii_core.project.locate import Project
+    from iii_core.project.lock import Lock
     from iii_core.workers.image_service import ImageService
     from iii_core.workers.manager import WorkerManager
     from iii_core.workers.supervisor import Supervisor
@@ -39,12 +45,21 @@ class Application(Protocol):
         """The configuration in force."""
         ...
 
+    @property
+    def lock(self) -> Lock:
+        """The pins in force."""
+        ...
+
     async def reload(self) -> None:
         """Take up config.yaml as it is now. Raises `ConfigError`; what was in force stays then."""
         ...
 
     def engine_status(self) -> dict[str, Any]:
         """``engine.status``."""
+        ...
+
+    def external_workers(self) -> Iterable[WorkerInfo]:
+        """The connected workers that iii does not run."""
         ...
 
     def is_engine_worker(self, name: str) -> bool:
@@ -101,9 +116,12 @@ class WorkerOperations:
         return self._app.engine_status()
 
     async def list(self, call: Call) -> dict[str, Any]:
-        """One row per declared worker."""
+        """One row per declared worker, and one per worker that connected from outside by itself."""
         await trio.lowlevel.checkpoint()
-        return {"workers": [self._row(entry) for entry in self._app.config.workers]}
+        return {
+            "workers": [self._row(entry) for entry in self._app.config.workers],
+            "external": [_external_row(worker) for worker in self._app.external_workers()],
+        }
 
     async def status(self, call: Call) -> dict[str, Any]:
         """Everything known of one worker."""
@@ -115,6 +133,7 @@ class WorkerOperations:
             **(self._supervisor(name).as_json() if entry.managed else self._row(entry)),
             "type": entry.kind,
             "source": entry.image or entry.worker_path,
+            "pin": pin_of(self._app.lock, name),
             "config_path": str(self._app.project.config_path),
             "line": entry.line,
             "engine": self._app.engine_status(),
@@ -159,14 +178,14 @@ class WorkerOperations:
         return row
 
     async def remove(self, call: Call) -> dict[str, Any]:
-        """Take workers out of config.yaml, end them, and delete their writable layers."""
+        """Take workers out of config.yaml and iii.lock, end them, and delete their writable layers."""
         rows: list[dict[str, Any]] = []
         for name in _arguments(call, _Names).names:
             try:
-                await remove_from_config(self._app.project, name)
+                unlocked = await remove_from_project(self._app.project, name)
                 await self._app.reload()
                 await drop_layers(self._app.project, name)
-                rows.append({"name": name, "removed": True})
+                rows.append({"name": name, "removed": True, "lock_changed": unlocked})
             except IIIError as error:
                 rows.append({"name": name, "removed": False, "error": _error(error)})
         return {"workers": rows}
@@ -223,7 +242,9 @@ class WorkerOperations:
             error = facts["error"]
             hints = supervisor.state.image.hints if supervisor.state.image else None
             row |= {key: facts[key] for key in ("pid", "status", "isolation", "backend")}
-            row |= {"version": hints.version if hints else None, "note": error["message"] if error else None}
+            locked = self._app.lock.workers.get(entry.name)
+            version = hints.version if hints and hints.version else locked.version if locked else None
+            row |= {"version": version, "note": error["message"] if error else None}
         elif self._app.is_engine_worker(entry.name):
             row |= {"type": "engine", "status": "running", "isolation": "in-process"}
         else:
@@ -233,11 +254,7 @@ class WorkerOperations:
     def _entry(self, name: str) -> WorkerEntry:
         entry = self._app.config.find(name)
         if entry is None:
-            raise WorkerNotInstalled(
-                f"worker {name!r} is not in config.yaml",
-                hint="see the known ones with 'iii worker list', or add it with 'iii worker add'",
-                details={"name": name},
-            )
+            raise not_in_config(name)
         return entry
 
     def _supervisor(self, name: str) -> Supervisor:
@@ -248,6 +265,13 @@ class WorkerOperations:
                 hint="it starts and stops with the engine",
             )
         return self._app.manager.get(name)
+
+
+def _external_row(worker: WorkerInfo) -> dict[str, Any]:
+    return {
+        "name": worker.name or worker.id, "type": "external", "version": worker.version, "pid": worker.pid,
+        "status": "running", "isolation": None, "backend": None, "note": None,
+    }  # fmt: skip
 
 
 def _arguments(call: Call, kind: type[A]) -> A:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from iii_core.cli.names import complete_worker
 from iii_core.cli.output import say, say_error, success, warn
 from iii_core.cli.progress import ProgressView, megabytes
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
-from iii_core.errors import EngineNotRunning
+from iii_core.errors import EngineNotRunning, StartTimeout
 from iii_core.project.locate import read_record
 
 if TYPE_CHECKING:
@@ -59,17 +60,30 @@ def add(
 
 @reinstall_app.command("reinstall", cls=QuickCommand)
 def reinstall(
-    context: typer.Context, sources: Sources, reset_config: ResetConfig = False, no_wait: NoWait = False
+    context: typer.Context,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Names of workers in config.yaml, or sources.", autocompletion=complete_worker
+        ),
+    ],
+    reset_config: ResetConfig = False,
+    no_wait: NoWait = False,
 ) -> None:
-    """Fetch workers again and restart them: the same as `iii worker add --force`."""
-    _add_all(state_of(context), sources, force=True, reset_config=reset_config, wait=not no_wait)
+    """Fetch workers again from where they came from, pin what is there now, and restart them.
+
+    The same as `iii worker add --force`.
+    """
+    _add_all(state_of(context), names, force=True, verb="Reinstalling", reset_config=reset_config, wait=not no_wait)
 
 
-def _add_all(state: State, sources: Sequence[str], *, force: bool, reset_config: bool, wait: bool) -> None:
+def _add_all(
+    state: State, sources: Sequence[str], *, force: bool, reset_config: bool, wait: bool, verb: str = "Adding"
+) -> None:
     many = len(sources) > 1
     failed = 0
     for number, source in enumerate(sources, 1):
-        say(f"  [{number}/{len(sources)}] Adding {source}..." if many else f"  Adding {source}...")
+        say(f"  [{number}/{len(sources)}] {verb} {source}..." if many else f"  {verb} {source}...")
         begun = time.monotonic()
         options = {"force": force, "reset_config": reset_config, "wait": wait and not many}
         row = _add_one(state, source, options)
@@ -79,7 +93,7 @@ def _add_all(state: State, sources: Sequence[str], *, force: bool, reset_config:
         elif many:
             success(row["name"])
         else:
-            _report(row, time.monotonic() - begun)
+            failed += not _report(row, time.monotonic() - begun)
     if many:
         added = len(sources) - failed
         say(f"  Added {added}/{len(sources)} workers." + (f" {failed} failed." if failed else ""))
@@ -105,20 +119,29 @@ def _add_one(state: State, source: str, options: dict[str, Any]) -> dict[str, An
         return add_offline(state, source, force=options["force"], reset_config=options["reset_config"], progress=view)
 
 
-def _report(row: dict[str, Any], seconds: float) -> None:
+def _report(row: dict[str, Any], seconds: float) -> bool:
+    """Say what was done; false where the worker cannot run. One that takes long may still become ready."""
     facts = [("Name", row["name"]), ("Version", row.get("version")), ("Description", row.get("description"))]
     if not row.get("manifest"):
         say("  Image pulled (no manifest found)")
-    for label, value in [*facts, ("Size", megabytes(row["size"]))]:
+    for label, value in [*facts, ("Digest", row["digest"]), ("Size", megabytes(row["size"]))]:
         if value:
             say(f"  {label}: {value}")
-    verb = {"installed": "added to", "already_current": "unchanged in"}.get(row["status"], "updated in")
+    verb = {"added": "added to", "unchanged": "unchanged in"}.get(row["config"], "updated in")
     success(f"Worker {row['name']} {verb} config.yaml")
+    if row.get("replaces"):
+        say(f"  It came from {row['replaces']} before. Its settings were kept; --reset-config forgets them.")
+    if row.get("lock_changed"):
+        success("Wrote iii.lock")
     if row.get("offline"):
         say("  The engine is not running. Start it with `iii`, and the worker starts with it.")
     elif row.get("ready"):
         success(f"ready in {seconds:.1f}s")
     elif row.get("waited"):
-        reason: dict[str, Any] = row.get("not_ready") or {}
-        warn(f"not ready: {reason.get('message', 'it did not say why')}", reason.get("hint"))
+        reason: dict[str, Any] = row["not_ready"]
+        if reason["code"] != StartTimeout.default_code:
+            say_error(f"[{reason['code']}] added, but it does not run: {reason['message']}", reason.get("hint"))
+            return False
+        warn(f"not ready: {reason['message']}", reason.get("hint"))
         say(f"  Watch it with `iii worker status {row['name']}` and `iii worker logs {row['name']} -f`.")
+    return True

@@ -11,6 +11,7 @@ from iii_core.cli.names import complete_worker
 from iii_core.cli.output import is_terminal, say_error
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
+from iii_core.cli.worker.rows import require_engine
 from iii_core.errors import InvalidValue, ProcessSpawnError, UsageError
 from iii_core.project.durations import parse_duration
 from iii_core.project.names import check_name
@@ -82,8 +83,10 @@ def execute(
 
     from iii_core.cli.worker.session import TIMED_OUT, Session
 
+    project = state_of(context).project
+    require_engine(project, name)
     session = Session(
-        project=state_of(context).project,
+        project=project,
         name=name,
         argv=command,
         env=variables,

@@ -13,7 +13,7 @@ from iii_core.cli.output import say, success, warn
 from iii_core.cli.prompt import require_consent
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
-from iii_core.cli.worker.rows import find_row
+from iii_core.cli.worker.rows import find_row, require_engine
 from iii_core.control.client import request
 from iii_core.errors import EngineNotRunning, InvalidValue, StartTimeout
 from iii_core.project.locate import read_record
@@ -90,7 +90,8 @@ def _check_target(context: typer.Context, name: str, port: str | None, config: s
 
 def _begin(context: typer.Context, op: str, name: str, *, wait: bool) -> None:
     project = state_of(context).project
-    if read_record(project) is not None and find_row(project, name)["type"] == "engine":
+    require_engine(project, name)
+    if find_row(project, name)["type"] == "engine":
         say(f"  {name} lives inside the engine, and runs as long as the engine does.")
         return
     say(f"  {'Starting' if op == 'worker.start' else 'Restarting'} {name}...")

@@ -11,7 +11,7 @@ from iii_core.cli.output import data_json, say
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.cli.table import table
-from iii_core.cli.worker.rows import worker_rows
+from iii_core.cli.worker.rows import all_rows
 from iii_core.project.locate import read_record
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -22,12 +22,13 @@ def list_workers(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """List the workers of this project with their state.
+    """List the workers of this project with their state, and those that connected to its engine from outside.
 
     Without a running engine every worker is stopped.
     """
     state = state_of(context)
-    rows = worker_rows(state.project)
+    declared, external = all_rows(state.project)
+    rows = [*declared, *external]
     if as_json:
         data_json({"workers": rows})
     elif not rows:

@@ -10,7 +10,7 @@ from iii_core.errors import IIIError
 from iii_core.project.context import provider_context
 from iii_core.project.edit import not_in_config
 from iii_core.workers.image_service import open_images
-from iii_core.workers.install import add_worker, drop_layers, remove_from_config
+from iii_core.workers.install import add_worker, drop_layers, remove_from_project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,11 +30,14 @@ def add_offline(
         return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 
-def remove_offline(project: Project, name: str) -> None:
-    """Take a worker out of config.yaml and drop its writable layers. Raises `IIIError`."""
+def remove_offline(project: Project, name: str) -> bool:
+    """Take a worker out of config.yaml and iii.lock, and drop its writable layers; true where the lock held it.
+
+    Raises `IIIError`.
+    """
     if not project.config_path.exists():  # and no lock, which would leave a folder behind where there is no project
         raise not_in_config(name)
-    run_async(partial(_remove, project, name))
+    return run_async(partial(_remove, project, name))
 
 
 async def _add(
@@ -50,6 +53,7 @@ async def _add(
     return {**installed.as_json(), "offline": True}
 
 
-async def _remove(project: Project, name: str) -> None:
-    await remove_from_config(project, name)
+async def _remove(project: Project, name: str) -> bool:
+    unlocked = await remove_from_project(project, name)
     await drop_layers(project, name)
+    return unlocked

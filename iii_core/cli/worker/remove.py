@@ -53,15 +53,16 @@ def _remove_one(project: Project, name: str, number: int, count: int) -> bool:
     if count > 1:
         say(f"  [{number}/{count}] Removing {name}...")
     try:
-        _perform(project, name)
+        unlocked = _perform(project, name)
     except IIIError as error:
         say_error(f"[{error.code}] {error.message}", error.hint)
         return False
-    success(f"{name} removed from config.yaml")
+    success(f"{name} removed from config.yaml" + (" and iii.lock" if unlocked else ""))
     return True
 
 
-def _perform(project: Project, name: str) -> None:
+def _perform(project: Project, name: str) -> bool:
+    """Remove it; true where iii.lock held it too."""
     if read_record(project) is not None:
         from iii_core.control.client import error_from, request
 
@@ -72,7 +73,7 @@ def _perform(project: Project, name: str) -> None:
         else:
             if "error" in row:
                 raise error_from(row["error"])
-            return
+            return bool(row.get("lock_changed"))
     from iii_core.cli.worker.offline import remove_offline
 
-    remove_offline(project, name)
+    return remove_offline(project, name)

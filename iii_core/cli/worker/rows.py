@@ -16,15 +16,20 @@ def worker_rows(project: Project) -> list[dict[str, Any]]:
 
     Raises `ConfigError` for a config.yaml that cannot be read; no file is no workers.
     """
+    return all_rows(project)[0]
+
+
+def all_rows(project: Project) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of `worker_rows`, and one per worker that is connected to the engine and not run by it."""
     if read_record(project) is not None:
         from iii_core.control.client import request
 
         try:
-            rows: list[dict[str, Any]] = request(project, "worker.list")["workers"]
-            return rows
+            answer: dict[str, list[dict[str, Any]]] = request(project, "worker.list")
+            return answer["workers"], answer.get("external", [])
         except EngineNotRunning:
             pass  # it ended this very moment
-    return _declared_rows(project)
+    return _declared_rows(project), []
 
 
 def find_row(project: Project, name: str) -> dict[str, Any]:
@@ -35,6 +40,15 @@ def find_row(project: Project, name: str) -> dict[str, Any]:
     from iii_core.project.edit import not_in_config
 
     raise not_in_config(name)
+
+
+def require_engine(project: Project, name: str) -> None:
+    """Raises `EngineNotRunning` where nothing can be done to a worker, and `WorkerNotInstalled` before that."""
+    if read_record(project) is None:
+        from iii_core.control.client import not_running
+
+        find_row(project, name)
+        raise not_running()
 
 
 def is_running(row: dict[str, Any]) -> bool:

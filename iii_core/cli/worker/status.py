@@ -115,6 +115,7 @@ def _details(facts: dict[str, Any]) -> list[tuple[str, str | None]]:
     return [
         ("engine", f"running {listeners}".strip() if engine else "stopped (run `iii` in another terminal)"),
         ("config", f"present type={facts.get('type')} ({facts.get('config_path')}{at_line})"),
+        ("pinned", _pinned(facts)),
         ("sandbox", _sandbox(facts)),
         ("process", f"alive pid={facts['pid']}" if facts.get("pid") else None if inside else "not started"),
         ("restarts", str(facts["restarts"]) if facts.get("restarts") else None),
@@ -136,6 +137,13 @@ def _sandbox(facts: dict[str, Any]) -> str | None:
         return None
     shown = f"{facts.get('backend') or 'none yet'}" + (f" ({facts['isolation']})" if facts.get("isolation") else "")
     return f"{shown} image={image['reference']}" if image else shown
+
+
+def _pinned(facts: dict[str, Any]) -> str | None:
+    if facts.get("type") != "oci" or "pin" not in facts:
+        return None
+    pin: str | None = facts["pin"]
+    return pin.rpartition("@")[2] if pin else f"no (`iii worker reinstall {facts['name']}` writes it into iii.lock)"
 
 
 def _registered(facts: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 NAME = "math-worker"
-LOCK = "version: 1\nworkers:\n  iii-http:\n    version: 0.16.0\n    type: engine\n    dependencies: {}\n"
+PINNED = "  iii-http:\n    version: 0.16.0\n    type: engine\n    dependencies: {}\n"
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -63,11 +63,19 @@ def refused(project: IIIProject, *arguments: str, code: str, exit_code: int = 1,
     return said
 
 
+def pin_one_more(project: IIIProject) -> None:
+    """Make sure that there is a lockfile, and that it pins more than the project's worker."""
+    path = project.folder / "iii.lock"
+    text = path.read_text() if path.exists() else "version: 1\nworkers:\n"
+    if PINNED not in text:
+        path.write_text(text + PINNED)
+
+
 @pytest.fixture(params=["engine", "no engine"])
 def either(request: pytest.FixtureRequest) -> IIIProject:
     """A project whose engine runs ``math-worker``, and one that has no engine."""
     chosen: IIIProject = request.getfixturevalue("running" if request.param == "engine" else "project")
-    (chosen.folder / "iii.lock").write_text(LOCK)
+    pin_one_more(chosen)
     return chosen
 
 
@@ -151,7 +159,7 @@ def test_a_disk_that_is_full(
     tmp_path: Path, small_disk: Path, registry: Registry, new_project: Any, with_engine: bool
 ) -> None:
     project: IIIProject = new_project(tmp_path, small_disk)
-    (project.folder / "iii.lock").write_text(LOCK)
+    pin_one_more(project)
     if with_engine:
         project.start()
     free = os.statvfs(small_disk).f_bfree
@@ -162,10 +170,11 @@ def test_a_disk_that_is_full(
 
 @pytest.mark.parametrize("command", ["start", "stop", "restart", "status", "logs", "remove", "exec"])
 def test_unknown_workers(either: IIIProject, command: str) -> None:
-    needs_engine = command in ("start", "restart", "exec") and either.engine is None
     rest = ["--", "true"] if command == "exec" else []
     with unchanged(either):
-        refused(either, "worker", command, "nobody", *rest, code="W201" if needs_engine else "W112")
+        said = refused(either, "worker", command, "nobody", *rest, code="W112", hint="'iii worker add'")
+    assert "error: [W112] worker 'nobody' is not in config.yaml\n" in said
+    assert "ing nobody" not in said, "nothing was begun"
 
 
 @pytest.mark.parametrize(
@@ -178,10 +187,12 @@ def test_names_are_refused_before_anything_is_touched(project: IIIProject, comma
 
 
 def test_a_second_engine_on_the_same_project_or_port(running: IIIProject, project: IIIProject) -> None:
-    (running.folder / "iii.lock").write_text(LOCK)
+    pin_one_more(running)
     with unchanged(running):
         assert running.engine is not None
-        assert f"(pid {running.engine.pid})" in refused(running, code="W202", hint="stop it first")
+        for config in ([], ["-c", "another.yaml"]):
+            assert f"(pid {running.engine.pid})" in refused(running, *config, code="W202", hint="stop it first")
+        assert not (running.folder / "another.yaml").exists()
         project.config.write_text(running.config.read_text().split(f"  - name: {NAME}")[0])
         assert str(running.port) in refused(project, code="W203")
         running.assert_callable()
@@ -228,7 +239,7 @@ def test_a_wrong_file_is_not_edited_and_nothing_is_fetched_for_it(
 
 
 def test_a_wrong_file_leaves_an_engine_with_what_was_in_force(running: IIIProject, small_image: str) -> None:
-    (running.folder / "iii.lock").write_text(LOCK)
+    pin_one_more(running)
     good = running.config.read_text()
     with unchanged(running):
         running.config.write_text(wrong := good + "wrokers: []\n")

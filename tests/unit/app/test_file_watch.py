@@ -34,7 +34,7 @@ def delete(path: Path) -> None:
 async def test_a_change_is_noticed(tmp_path: Path, change: Callable[[Path], None]) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("old")
-    with closing(FileWatch(path)) as watch, trio.fail_after(5):
+    with closing(FileWatch(path.parent, [path.name])) as watch, trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.changed)
             await trio.testing.wait_all_tasks_blocked()
@@ -44,7 +44,7 @@ async def test_a_change_is_noticed(tmp_path: Path, change: Callable[[Path], None
 async def test_other_files_and_mere_reading_are_not_changes(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("old")
-    with closing(FileWatch(path)) as watch:
+    with closing(FileWatch(path.parent, [path.name])) as watch:
         (tmp_path / "config.yaml.swp").write_text("x")
         path.read_text()
         with trio.move_on_after(DEBOUNCE * 3) as scope:
@@ -56,7 +56,7 @@ async def test_a_burst_is_one_change(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("old")
     seen = 0
-    with closing(FileWatch(path)) as watch:
+    with closing(FileWatch(path.parent, [path.name])) as watch:
 
         async def count() -> None:
             nonlocal seen
@@ -77,4 +77,4 @@ async def test_a_burst_is_one_change(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        FileWatch(tmp_path / "nowhere" / "config.yaml")
+        FileWatch(tmp_path / "nowhere", ["config.yaml"])

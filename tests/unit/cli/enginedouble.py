@@ -26,7 +26,7 @@ from iii_core.errors import ProcessSpawnError, StartTimeout, WorkerNotInstalled,
 from iii_core.images.port import Progress
 from iii_core.link.mux import Closed, Data, Eof, Message
 from iii_core.project.config import load_config
-from iii_core.project.edit import edit_config, put_worker, remove_worker
+from iii_core.project.edit import edit_config, not_in_config, put_worker, remove_worker
 from iii_core.project.locate import Project, control_socket, locate_project, write_record
 
 PORT = 50123
@@ -53,10 +53,14 @@ class Double:
 
     def require(self, name: str) -> None:
         if load_config(self.project).find(name) is None:
-            raise WorkerNotInstalled(f"worker {name!r} is not in config.yaml", hint="see 'iii worker list'")
+            raise not_in_config(name)
 
     async def list(self, call: Call) -> Any:
-        return {"workers": [self.row(entry.name, entry.kind) for entry in load_config(self.project).workers]}
+        external = {**self.row("running-elsewhere", "external"), "isolation": None, "version": None}
+        return {
+            "workers": [self.row(entry.name, entry.kind) for entry in load_config(self.project).workers],
+            "external": [external],
+        }
 
     async def status(self, call: Call) -> Any:
         name = call.args["name"]
@@ -92,7 +96,7 @@ class Double:
                 await trio.to_thread.run_sync(
                     edit_config, self.project, lambda text, name=name: remove_worker(text, name)
                 )
-                rows.append({"name": name, "removed": True})
+                rows.append({"name": name, "removed": True, "lock_changed": name == "running"})
             except WorkerNotInstalled as error:
                 rows.append({"name": name, "removed": False, "error": {"code": error.code, "message": error.message}})
         return {"workers": rows}
@@ -112,10 +116,14 @@ class Double:
         row = {
             "source": source, "name": name, "image": source, "digest": "sha256:0", "size": 7_300_000,
             "version": "1.0.0", "status": {"added": "installed"}.get(edited.action, "already_current"),
-            "description": "Does it", "manifest": name != "plain", "ready": call.args["wait"] and name != "never",
+            "description": "Does it", "manifest": name != "plain",
+            "ready": call.args["wait"] and name not in ("never", "broken"),
+            "config": edited.action, "lock_changed": edited.action != "unchanged", "replaces": None,
         }  # fmt: skip
         if name == "never":
             row["not_ready"] = {"code": "W161", "message": "not ready after 120 s", "hint": "watch it"}
+        if name == "broken":
+            row["not_ready"] = {"code": "W242", "message": "cannot run '/bin/no'", "hint": "look inside"}
         return {"workers": [row]}
 
     async def exec(self, call: Call) -> Any:

@@ -226,9 +226,9 @@ class TestErrors:
     def test_debug_shows_the_traceback(self, iii: Any) -> None:
         (iii.root / ".iii").mkdir()
         (iii.root / ".iii/engine.json").mkdir()  # nothing of ours makes a folder of it
-        quiet = iii("--debug", "worker", "start", "x")
-        assert "Traceback" in quiet.err
-        assert "W201" in quiet.err
+        told = iii("--debug", "worker", "start", "x")
+        assert "Traceback" in told.err
+        assert "W112" in told.err
         assert "Traceback" not in iii("worker", "start", "x").err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ BAD_NAMES = ["../x", ".x", "a b", "", "a/b", "x" * 200]
 
 
 def names(shown: Any) -> list[str]:
-    return [row["name"] for row in json.loads(shown.out)["workers"]]
+    return [row["name"] for row in json.loads(shown.out)["workers"] if row["type"] != "external"]
 
 
 class TestList:
@@ -48,6 +49,8 @@ class TestList:
         assert rows["running"]["pid"] > 0
         shown = engine("worker", "list").err
         assert "running (namespaces)" in shown
+        assert rows["running-elsewhere"]["type"] == "external"
+        assert re.search(r"^  running-elsewhere +external +- +\d+ +running$", shown, re.MULTILINE)
         assert "failed - it is\\x1b[2Jbroken" in shown  # what a worker says does not clear our screen
 
     def test_versions_come_from_the_lockfile(self, project: Any) -> None:
@@ -258,6 +261,7 @@ class TestAdd:
         assert "  downloading layer 1: " in done.err
         for line in ("  Name: thumbs", "  Version: 1.0.0", "  Size: 7.3 MB", "  ✓ Worker thumbs added to config.yaml"):
             assert f"{line}\n" in done.err
+        assert "  ✓ Wrote iii.lock\n" in done.err
         assert "  ✓ ready in " in done.err
         assert "thumbs" in names(engine("worker", "list", "--json"))
         assert "unchanged in config.yaml" in engine("worker", "add", "ghcr.io/o/thumbs:1").err
@@ -267,6 +271,12 @@ class TestAdd:
         assert done.code == 0
         assert "warning: not ready: not ready after 120 s" in done.err
         assert "warning" not in engine("worker", "add", "o/never:1", "--no-wait").err
+
+    def test_one_that_cannot_run_is_an_error(self, engine: Any) -> None:
+        done = engine("worker", "add", "o/broken:1")
+        assert done.code == 1
+        assert "  ✓ Worker broken added to config.yaml\n" in done.err
+        assert "error: [W242] added, but it does not run: cannot run '/bin/no'\nhint: look inside\n" in done.err
 
     def test_without_manifest(self, engine: Any) -> None:
         assert "Image pulled (no manifest found)" in engine("worker", "add", "o/plain:1").err
