@@ -47,7 +47,8 @@ def iii_commands() -> Iterable[Command]:
 
     When: at every start of the command line, before arguments are parsed.
     Called by: the CLI.
-    Yield: `Command` records; ``load`` is called only when the command (or its help) is asked for.
+    Yield: `Command` records; ``load`` is called only when the command (or its help) is asked for. The name ``hello`` is
+    ``iii hello``, and ``sandbox.setup`` is ``iii sandbox setup``.
     None means: no commands.
     Example: ``yield Command(name="hello", help="Say hello", load=lambda: import_module("hello.cli").app)``
     """

@@ -120,7 +120,10 @@ class InProcessWorker(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command(Record):
-    """A subcommand of ``iii``. ``load`` imports and returns a ``typer.Typer``; it runs only when it is needed."""
+    """A subcommand of ``iii``. ``load`` imports and returns a ``typer.Typer``; it runs only when it is needed.
+
+    A name with a dot is a command of one of the core's groups: ``sandbox.setup`` is ``iii sandbox setup``.
+    """
 
     help: str
     load: Callable[[], Any]

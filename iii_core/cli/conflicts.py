@@ -33,17 +33,16 @@ def conflicts(host: PluginHost, kinds: Iterable[type[Record]] | None = None) -> 
         for declared in host.declared(kind):
             claims.setdefault(declared.record.name, []).append(declared)
         for name, claimants in claims.items():
-            if kind is Command and name in _core_commands():
-                found += [_hidden(claimant) for claimant in claimants]
+            hidden = _why_hidden(name) if kind is Command else None
+            if hidden is not None:
+                found += [_hidden(claimant, hidden) for claimant in claimants]
             elif len(claimants) > 1:
                 found += _claimed_twice(kind, claimants)
     return found
 
 
-def _hidden(claim: Declared) -> Conflict:
-    from iii_core import __version__
-
-    trouble = f"its command {claim.record.name!r} is hidden by the command of that name of iii-core {__version__}"
+def _hidden(claim: Declared, why: str) -> Conflict:
+    trouble = f"its command {claim.record.name!r} {why}"
     return Conflict(
         record=claim.record, plugin=claim.plugin, trouble=trouble, warning=f"plugin {claim.plugin.origin}: {trouble}"
     )
@@ -60,7 +59,16 @@ def _claimed_twice(kind: type[Record], claimants: list[Declared]) -> Iterable[Co
         yield Conflict(record=claim.record, plugin=claim.plugin, trouble=trouble, warning=warning)
 
 
-def _core_commands() -> Iterable[str]:
+def _why_hidden(name: str) -> str | None:
+    """Why a plugin's command of that name cannot be reached; None if it can."""
+    from iii_core import __version__
+    from iii_core.cli.extensible import GROUPS
     from iii_core.cli.root import RootGroup
+    from iii_core.cli.sandbox.app import SandboxGroup
 
-    return RootGroup.lazy
+    group, dot, rest = name.partition(".")
+    if dot and (group not in GROUPS or "." in rest):
+        return f"is in no group that plugins can add to, which are {', '.join(GROUPS)}"
+    if name in RootGroup.lazy or any(name == SandboxGroup.prefix + own for own in SandboxGroup.lazy):
+        return f"is hidden by the command of that name of iii-core {__version__}"
+    return None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from iii_core.cli.lazy import Lazy, LazyCommand, LazyGroup, from_module
-from iii_core.cli.state import State, state_of
-from iii_core.errors import UsageError
-
-if TYPE_CHECKING:
-    from iii_core.records import Command
+from iii_core.cli.extensible import ExtensibleGroup
+from iii_core.cli.lazy import Lazy, from_module
+from iii_core.cli.state import State
 
 EXAMPLES: Final = """\b
 Examples:
@@ -22,19 +19,16 @@ Examples:
 _MEANT: Final = {"help": "iii --help", "version": "iii --version", "run": "iii", "serve": "iii", "up": "iii"}
 
 
-class RootGroup(LazyGroup):
+class RootGroup(ExtensibleGroup):
     """The commands of the core, then those of plugins."""
 
     lazy = {  # noqa: RUF012 - declared as a ClassVar by the base
         "worker": Lazy("Add, run and inspect the workers of this project", from_module("iii_core.cli.worker.app")),
         "trigger": Lazy("Call a function", from_module("iii_core.cli.trigger")),
         "t": Lazy("Short for trigger", from_module("iii_core.cli.trigger"), hidden=True),
+        "sandbox": Lazy("See and prepare what isolates workers", from_module("iii_core.cli.sandbox.app")),
         "plugins": Lazy("See which plugins are installed", from_module("iii_core.cli.plugins")),
     }
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """All commands, for help and completion."""
-        return [*super().list_commands(ctx), *self._state(ctx).listing.commands]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The list in the help, after what is wrong with it."""
@@ -53,30 +47,9 @@ class RootGroup(LazyGroup):
         inner = [f"iii worker {word}"] if word in WorkerGroup.lazy else []
         return inner or super().suggest(ctx, word)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command of the core never waits for plugins to be found, and one of a plugin only when it is to run."""
-        found = super().get_command(ctx, cmd_name)
-        if found is not None:
-            return found
-        help_text = self._state(ctx).listing.commands.get(cmd_name)
-        if help_text is None and self._declared(ctx, cmd_name) is None:
-            return None
-        return LazyCommand(cmd_name, Lazy(help_text or "", lambda: self._load(ctx, cmd_name)))
-
-    def _load(self, ctx: Any, name: str) -> Any:
-        declared = self._declared(ctx, name)
-        if declared is None:
-            raise UsageError(f"no plugin provides the command {name!r} any more", hint="see 'iii plugins list'")
-        return declared.load()
-
-    def _declared(self, ctx: Any, name: str) -> Command | None:
-        from iii_core.records import Command
-
-        return self._state(ctx).plugins.find(Command, name)
-
     def _state(self, ctx: Any) -> State:
         """The state, with the option that matters here; its callback runs only after commands are looked up."""
-        state = state_of(ctx)
+        state = super()._state(ctx)
         state.use_plugins = state.use_plugins and not ctx.params.get("no_plugins", False)
         return state
 

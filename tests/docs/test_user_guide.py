@@ -43,7 +43,7 @@ def commands(path: Path) -> set[tuple[str, ...]]:
         words = re.split(r"  #|  +\w", line)[0].split(" -- ")[0].split()
         names = [word for word in words if re.fullmatch(r"[a-z]+", word)]
         options = [word for word in words if word.startswith("-") and word != "--"]
-        group = names[:2] if names[:1] in (["worker"], ["plugins"]) else names[:1]
+        group = names[:2] if names[:1] in (["worker"], ["plugins"], ["sandbox"]) else names[:1]
         found.add((*group, *options))
     return found
 

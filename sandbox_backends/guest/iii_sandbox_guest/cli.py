@@ -1,4 +1,4 @@
-"""``iii sandbox``: what virtual machines need of this machine."""
+"""``iii sandbox setup``: what virtual machines need of this machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ import typer
 
 from iii_core.cli.output import say, success
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-
-
-@app.callback()
-def sandbox() -> None:
-    """Prepare this machine for sandboxes."""
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def iii_commands() -> Iterable[Command]:
-    """Declare ``iii sandbox``."""
-    yield Command(name="sandbox", help="Prepare this machine for sandboxes", load=_load)
+    """Declare commands of ``iii sandbox``."""
+    yield Command(name="sandbox.setup", help="Fetch the kernel that virtual machines boot", load=_load_setup)
 
 
-def _load() -> typer.Typer:
+def _load_setup() -> typer.Typer:
     from iii_sandbox_guest.cli import app
 
     return app

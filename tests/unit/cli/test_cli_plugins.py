@@ -131,6 +131,37 @@ def test_a_command_that_the_core_has_is_hidden_and_said_to_be(iii: Any, site: An
     assert iii("worker", "list").err == "  No workers. Use `iii worker add` to get started.\n"
 
 
+def test_a_plugin_adds_to_a_group_of_the_core(iii: Any, site: Any) -> None:
+    site("greeter", HELLO.replace('"hello"', '"sandbox.hello"'))
+    for _ in range(2):  # found, then out of the cache
+        shown = iii("sandbox", "--help")
+        assert shown.err == ""
+        assert "  backends " in shown.out
+        assert "  hello " in shown.out
+        assert "Say hello" not in iii("--help").out
+    assert iii("sandbox", "hello", "--name", "world").out == "hello world\n"
+    assert iii("hello").code == iii("sandbox.hello").code == iii("sandbox", "sandbox.hello").code == 2
+    assert "Did you mean 'iii sandbox hello'?" in iii("sandbox", "helo").err
+    assert iii("--no-plugins", "sandbox", "hello").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "trouble"),
+    [
+        ("sandbox.backends", f"is hidden by the command of that name of iii-core {__version__}"),
+        ("worker.hello", "is in no group that plugins can add to, which are sandbox"),
+        ("nowhere.hello", "is in no group that plugins can add to, which are sandbox"),
+        ("sandbox.more.hello", "is in no group that plugins can add to, which are sandbox"),
+    ],
+)
+def test_a_command_of_a_group_that_cannot_be_reached(iii: Any, site: Any, name: str, trouble: str) -> None:
+    site("greeter", HELLO.replace('"hello"', f'"{name}"'))
+    shown = iii("--help")
+    assert shown.err.splitlines()[0] == f"warning: plugin 'greeter' of greeter 1.5: its command {name!r} {trouble}"
+    assert "Say hello" not in shown.out + iii("sandbox", "--help").out
+    assert "No sandbox backends" in iii("sandbox", "backends", env={"III_DISABLE_PLUGINS": "*"}).err
+
+
 def test_the_project_option_reaches_commands_of_plugins(iii: Any, site: Any) -> None:
     site(
         "greeter",

@@ -1,0 +1,60 @@
+"""Groups that plugins add commands to: `iii` itself, and those in `GROUPS`.
+
+The name of a plugin's `Command` says where it belongs: ``hello`` is ``iii hello``, ``sandbox.setup`` is ``iii sandbox
+setup``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from iii_core.cli.lazy import Lazy, LazyCommand, LazyGroup
+from iii_core.cli.state import State, state_of
+from iii_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from iii_core.records import Command
+
+GROUPS: Final = ("sandbox",)
+"""The groups of the core that plugins may add to."""
+
+
+class ExtensibleGroup(LazyGroup):
+    """The commands of the core, then those of plugins. Subclasses set `lazy` and `prefix`."""
+
+    prefix: ClassVar[str] = ""
+    """What the names of plugins' commands for this group begin with: empty, or ``<group>.``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands, for help and completion."""
+        added = (self._within(name) for name in self._state(ctx).listing.commands)
+        return [*super().list_commands(ctx), *(name for name in added if name is not None)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command of the core never waits for plugins to be found, and one of a plugin only when it is to run."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None or "." in cmd_name:
+            return found
+        help_text = self._state(ctx).listing.commands.get(self.prefix + cmd_name)
+        if help_text is None and self._declared(ctx, cmd_name) is None:
+            return None
+        return LazyCommand(cmd_name, Lazy(help_text or "", lambda: self._load(ctx, cmd_name)))
+
+    def _within(self, name: str) -> str | None:
+        """What this group calls a plugin's command; None if it is another group's."""
+        short = name.removeprefix(self.prefix)
+        return short if name.startswith(self.prefix) and "." not in short else None
+
+    def _load(self, ctx: Any, name: str) -> Any:
+        declared = self._declared(ctx, name)
+        if declared is None:
+            raise UsageError(f"no plugin provides the command {name!r} any more", hint="see 'iii plugins list'")
+        return declared.load()
+
+    def _declared(self, ctx: Any, name: str) -> Command | None:
+        from iii_core.records import Command
+
+        return self._state(ctx).plugins.find(Command, self.prefix + name)
+
+    def _state(self, ctx: Any) -> State:
+        return state_of(ctx)
