@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from iii_core.errors import SandboxError
+from iii_core.errors import SandboxError, UnsupportedOperation
 from iii_core.sandbox.host_processes import ProcessId
 from iii_core.sandbox.launcher import Launcher, LaunchFailed
+from iii_core.sandbox.mounts import check_mounts, resolved_source
 from iii_sandbox_bubblewrap import policy
 from iii_sandbox_bubblewrap.boots import KILL_TIMEOUT, BootTable, BubblewrapBoot
 from iii_sandbox_bubblewrap.cgroups import Cgroups, find_parents
@@ -40,6 +41,8 @@ SHARED_ROOT = (
     "root of the sandbox is root of this machine, without its capabilities: run iii as an ordinary user, "
     "or on Linux 6.2 or later, for a wall more"
 )
+
+WRITABLE_MOUNTS = "it may write to a mounted folder only where that id, or everybody, may"
 
 
 class BubblewrapLauncher(Launcher):
@@ -69,6 +72,23 @@ class BubblewrapLauncher(Launcher):
         self._opening = trio.Lock()
         self._cgroups = _own_cgroups()
 
+    def check(self, spec: SandboxSpec) -> None:
+        """See `Launcher.check`."""
+        if not spec.mounts:
+            return
+        if self._settings.unprivileged and os.getuid() == 0 and in_first_user_namespace():
+            raise UnsupportedOperation(
+                "folders cannot be shown where root of a sandbox is root of this machine",
+                hint="leave out the backend's setting `unprivileged`, or run iii as an ordinary user",
+            )
+        self._check_mounts(spec)
+
+    def _check_mounts(self, spec: SandboxSpec) -> None:
+        context = self._context
+        check_mounts(
+            spec.mounts, (context.home, context.state_dir, context.runtime_dir, spec.writable_dir, spec.console)
+        )
+
     async def _open_keeper(self) -> KeeperClient:
         """The keeper, started if there is none. Raises `BackendUnavailable`."""
         async with self._opening:
@@ -88,6 +108,7 @@ class BubblewrapLauncher(Launcher):
 
     async def launch(self, spec: SandboxSpec, console: Console) -> BubblewrapBoot:
         """See `Launcher.launch`. Returns when the agent has been executed."""
+        self._check_mounts(spec)  # again: links may lead elsewhere by now
         boot = await self._begin(await self._open_keeper(), spec, console)
         running = False
         try:
@@ -126,6 +147,8 @@ class BubblewrapLauncher(Launcher):
                         hosts=policy.HOSTS,
                         cgroups=[str(group) for group in groups],
                         pids=spec.limits.pids if "pids" not in self._cgroups.available else None,
+                        shown=[str(resolved_source(mount)) for mount in spec.mounts],
+                        targets=[mount.target for mount in spec.mounts],
                     )
         except KeeperGone:
             ours.close()
@@ -145,6 +168,7 @@ class BubblewrapLauncher(Launcher):
             tmpfs_bytes=policy.tmpfs_bytes(spec.limits),
             ranged=keeper.ranged,
             hidden=policy.existing(policy.PROC_HIDDEN),
+            mounts=spec.mounts,
         )
         return render_argv(boot)
 
@@ -169,6 +193,8 @@ class BubblewrapLauncher(Launcher):
             found.append(ONE_USER)
         if self._root_is_root():
             found.append(SHARED_ROOT)
+        elif self._keeper is not None and self._keeper.privileged and any(mount.writable for mount in spec.mounts):
+            found.append(f"root of the sandbox is user id {self._keeper.root} of this machine: {WRITABLE_MOUNTS}")
         return tuple(found)
 
     def single_user(self, spec: SandboxSpec) -> bool:

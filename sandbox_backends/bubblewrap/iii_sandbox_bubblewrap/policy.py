@@ -12,8 +12,16 @@ from iii_core.sandbox.port import Capability
 if TYPE_CHECKING:
     from iii_core.sandbox.port import Limits
 
-CAPABILITIES = frozenset({Capability.CPU_LIMIT, Capability.MEMORY_LIMIT, Capability.PID_LIMIT, Capability.USER_RANGE})
-"""No disk limit: writable layers are folders of the machine's file system. No network and no mounts either."""
+CAPABILITIES = frozenset(
+    {
+        Capability.CPU_LIMIT,
+        Capability.MEMORY_LIMIT,
+        Capability.PID_LIMIT,
+        Capability.USER_RANGE,
+        Capability.MOUNTS,
+    }
+)
+"""No disk limit: writable layers are folders of the machine's file system. No network either."""
 
 FOREIGN_ID_BASE = 0x70000000
 """First user id of sandboxes where the engine runs as root.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from iii_sandbox_bubblewrap.keeper.boot import AGENT, FIRST_FD, ROOT
+from iii_sandbox_bubblewrap.keeper.boot import AGENT, FIRST_FD, ROOT, SHOWN
+
+if TYPE_CHECKING:
+    from iii_core.sandbox.port import Mount
 
 AGENT_INSIDE = "/run/iii/agent"
 INFO_FD, LINK_FD, SECCOMP_FD = FIRST_FD, FIRST_FD + 1, FIRST_FD + 2
@@ -21,12 +25,14 @@ class Boot:
         tmpfs_bytes: how big /tmp, /run and /dev/shm may each become.
         ranged: the agent may switch to other users of the sandbox.
         hidden: files below /proc that read as empty.
+        mounts: folders of the machine; the keeper has each of them ready by its number.
     """
 
     hostname: str
     tmpfs_bytes: int
     ranged: bool
     hidden: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
 
 def render_argv(boot: Boot) -> tuple[str, ...]:
@@ -61,6 +67,10 @@ def render_argv(boot: Boot) -> tuple[str, ...]:
         ("--remount-ro", "/dev"),  # it has no size of its own
         ("--size", str(boot.tmpfs_bytes), "--perms", "1777", "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
         ("--size", str(boot.tmpfs_bytes), "--perms", "0755", "--tmpfs", "/run"),
+        *(
+            ("--bind" if mount.writable else "--ro-bind", f"{SHOWN}/{number}", mount.target)
+            for number, mount in enumerate(boot.mounts)
+        ),
         ("--ro-bind", AGENT, AGENT_INSIDE),
         ("--chdir", "/"),
         ("--info-fd", str(INFO_FD)),

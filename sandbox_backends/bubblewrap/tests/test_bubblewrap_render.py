@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from iii_sandbox_bubblewrap.policy import PROC_HIDDEN, tmpfs_bytes
 from iii_sandbox_bubblewrap.render import Boot, render_argv
 
-from iii_core.sandbox.port import Limits
+from iii_core.sandbox.port import Limits, Mount
 
 NAMESPACES = """
 bwrap
@@ -82,6 +84,22 @@ REST = """
 def test_golden(limits: Limits, ranged: bool, golden: str) -> None:
     boot = Boot(hostname="box", tmpfs_bytes=tmpfs_bytes(limits), ranged=ranged, hidden=PROC_HIDDEN)
     assert render_argv(boot) == tuple(golden.split())
+
+
+def test_mounts() -> None:
+    """After what could cover them, and before the agent, which nothing may cover."""
+    boot = Boot(
+        hostname="box",
+        tmpfs_bytes=1 << 20,
+        ranged=False,
+        mounts=(
+            Mount(source=Path("/home/me/a b"), target="/data"),
+            Mount(source=Path("/srv"), target="/tmp/srv", writable=True),
+        ),
+    )
+    before, agent, after = REST.format(size=1 << 20).partition("--ro-bind /tmp/agent")
+    mounts = "--ro-bind /tmp/shown/0 /data --bind /tmp/shown/1 /tmp/srv "
+    assert render_argv(boot) == tuple((NAMESPACES + ROOT + before + mounts + agent + after).split())
 
 
 def test_a_kernel_without_guarded_files() -> None:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 STAGE = "/tmp"  # noqa: S108 - in the child's own mount namespace, covered with a tmpfs of its own
 ROOT = f"{STAGE}/root"
 AGENT = f"{STAGE}/agent"
+SHOWN = f"{STAGE}/shown"
 MOUNT_POINTS = ("proc", "dev", "tmp", "run", "workspace")
+MEMORY_FOLDERS = ("tmp", "run")
 SETUP_FAILED = 125
 
 
@@ -35,7 +37,8 @@ SETUP_FAILED = 125
 class BootPlan:
     """What the driver decided; see `iii_sandbox_bubblewrap.render`.
 
-    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``.
+    ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``;
+    ``shown`` are folders of the machine by their real paths, ``targets`` the places in the root that they get.
     """
 
     bwrap: str
@@ -48,6 +51,8 @@ class BootPlan:
     ranged: bool
     root: tuple[int, int]
     pids: int | None
+    shown: tuple[str, ...]
+    targets: tuple[str, ...]
 
 
 FIRST_FD = 10
@@ -90,7 +95,7 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     _forbid_user_namespaces()
-    _prepare_root(plan.hosts)
+    _prepare_root(plan.hosts, plan.targets)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if plan.pids is not None:
         resource.setrlimit(resource.RLIMIT_NPROC, (plan.pids, plan.pids))
@@ -99,7 +104,7 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _stage(plan: BootPlan) -> Generator[str]:
-    """Cover /tmp with the stage and bind the agent there; yields the overlay's options.
+    """Cover /tmp with the stage and bind the agent and shown folders there; yields the overlay's options.
 
     Layers are named by descriptor: that spares every question about their paths (colons, commas, being below /tmp).
     """
@@ -107,14 +112,26 @@ def _stage(plan: BootPlan) -> Generator[str]:
     upper, work = _writable_layer(plan.writable, plan.root)
     opened = [os.open(path, flags) for path in (plan.lower, upper, work, plan.agent)]
     lower_fd, upper_fd, work_fd, agent_fd = opened
+    shown = [_open_shown(path) for path in plan.shown]
     linux.mount("tmpfs", STAGE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
     Path(ROOT).mkdir(0o755)
     os.close(os.open(AGENT, os.O_CREAT | os.O_WRONLY, 0o444))
     linux.mount(f"/proc/self/fd/{agent_fd}", AGENT, None, linux.MS_BIND)
+    for number, descriptor in enumerate(shown):
+        Path(f"{SHOWN}/{number}").mkdir(0o755, parents=True)
+        linux.mount(f"/proc/self/fd/{descriptor}", f"{SHOWN}/{number}", None, linux.MS_BIND | linux.MS_REC)
     options = f"lowerdir=/proc/self/fd/{lower_fd},upperdir=/proc/self/fd/{upper_fd},workdir=/proc/self/fd/{work_fd}"
     yield options + (",userxattr" if plan.userxattr else "")
-    for descriptor in opened:
+    for descriptor in (*opened, *shown):
         os.close(descriptor)
+
+
+def _open_shown(path: str) -> int:
+    """Only if it still is what the driver checked: a path without any link."""
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if str(Path(f"/proc/self/fd/{descriptor}").readlink()) != path:
+        raise OSError(f"{path} is a link now")
+    return descriptor
 
 
 def _writable_layer(folder: str, root: tuple[int, int]) -> tuple[str, str]:
@@ -141,11 +158,11 @@ def _forbid_user_namespaces() -> None:
             raise
 
 
-def _prepare_root(hosts: str) -> None:
+def _prepare_root(hosts: str, targets: tuple[str, ...]) -> None:
     """Make sure that every mount point is a real directory, whatever the image or its last run left there.
 
     bwrap resolves mount points through symbolic links, and an image could aim those at the old root. So links are
-    replaced.
+    replaced, or refused on the way to a shown folder.
     """
     root = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -157,8 +174,28 @@ def _prepare_root(hosts: str) -> None:
             _write_hosts(etc, hosts)
         finally:
             os.close(etc)
+        for target in targets:
+            _make_target(root, target)
     finally:
         os.close(root)
+
+
+def _make_target(root: int, target: str) -> None:
+    _, first, *_ = names = target.split("/")
+    if first in MEMORY_FOLDERS:
+        return  # bwrap makes it there
+    folder = os.dup(root)
+    for name in names[1:]:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=folder)
+        try:
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except NotADirectoryError:
+            raise OSError(f"nothing can be mounted on {target}: {name} is a link or file in the image") from None
+        finally:
+            os.close(folder)
+        folder = below
+    os.close(folder)
 
 
 def _require(folder: int, name: str, right: Callable[[int], bool], make: Callable[[str], None]) -> None:

@@ -140,6 +140,8 @@ class Keeper:
         console, *inherited = descriptors
         lower = self._images.acquire(request["image"])
         idmap = self._images.idmap
+        if self._privileged and idmap.root[0] == 0 and request["shown"]:
+            raise ValueError("folders cannot be shown where root of a sandbox is root of this machine")
         plan = BootPlan(
             bwrap=request["bwrap"],
             argv=tuple(request["argv"]),
@@ -151,6 +153,8 @@ class Keeper:
             ranged=idmap.ranged,
             root=idmap.root,
             pids=request["pids"],
+            shown=tuple(request["shown"]),
+            targets=tuple(request["targets"]),
         )
         info_read, info_write = os.pipe2(os.O_CLOEXEC)
         try:
