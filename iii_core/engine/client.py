@@ -85,6 +85,8 @@ class LocalClient(EngineClient):
     ) -> None:
         """As `EngineClient.register_trigger_type`."""
         self._check_open()
+        if trigger_type in self._worker.trigger_types:  # the new provider must be told of all triggers again
+            self._router.handle(self._worker, m.UnregisterTriggerType(id=trigger_type))
         self._worker.provide(trigger_type, provider)
         message = m.RegisterTriggerType(
             id=trigger_type,

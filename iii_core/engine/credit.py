@@ -48,12 +48,17 @@ class Credit:
         """A message left its queue, whether it was delivered or thrown away."""
         self._messages -= 1
         self._bytes -= size
-        if self._waiter is not None and not self.exhausted:
+        limits = self._limits
+        low = self._messages <= limits.credit_messages // 2 and self._bytes <= limits.credit_bytes // 2
+        if low and self._waiter is not None:
             self._waiter.set()
             self._waiter = None
 
     async def restored(self) -> None:
-        """Wait until the credit is not exhausted."""
+        """Return at once unless the credit is exhausted; then wait until no more than half of it is used.
+
+        So a reader that had to wait has something to do when it wakes, instead of stopping again after one message.
+        """
         while self.exhausted:
             self._waiter = self._waiter or trio.Event()
             await self._waiter.wait()

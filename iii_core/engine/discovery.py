@@ -32,8 +32,14 @@ Query: TypeAlias = Callable[["Router", "Endpoint", Arguments], Any]
 BATCH: Final = 32
 
 
-def arguments(data: Raw) -> dict[str, Any]:
-    """The input of an engine function; what is no object counts as ``{}`` (spec protocol §3)."""
+def arguments(data: Raw, limit: int) -> dict[str, Any]:
+    """The input of an engine function; what is no object counts as ``{}`` (spec protocol §3).
+
+    Raises:
+        InvocationError: it has more than ``limit`` bytes.
+    """
+    if memoryview(data).nbytes > limit:
+        raise InvocationError(codes.INVALID_ARGUMENTS, f"the functions of the engine take {limit} bytes of arguments")
     return msgspec.json.decode(data, type=dict[str, Any]) if is_object(data) else {}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from iii_core.engine.budget import Budget
 from iii_core.engine.credit import Credit
 from iii_core.engine.policy import Policy
 
@@ -72,19 +73,26 @@ class Endpoint(ABC):
         unserved: ids of functions that it wants called over HTTP, which nobody here does.
         calls: its calls without an answer yet.
         executing: calls that it has not answered yet, by the engine's invocation id. A caller that left is not in them.
-        trusted: part of the engine; may register ``engine::`` ids.
+        held_bytes: what is kept of its calls until they are answered.
+        registered: its budget for registrations.
+        trusted: part of the engine; may register ``engine::`` ids, and as many as it likes.
+        charges_receiver: its calls wait on the credit of whoever they are for: none of its own would hold it back.
         ready: it described itself or registered something.
         reattach_token: a bearer secret that lets the worker end this connection from its next one; never listed.
         attached: False before it joined and after it left; a message to it is thrown away then.
     """
 
     trusted = False
+    charges_receiver = False
 
-    def __init__(self, record: WorkerRecord, limits: EngineLimits, policy: Policy | None = None) -> None:
+    def __init__(
+        self, record: WorkerRecord, limits: EngineLimits, policy: Policy | None = None, origin: Budget | None = None
+    ) -> None:
         self.record = record
         self.limits = limits
         self.policy = policy or Policy()
         self.credit = Credit(limits)
+        self.registered = Budget() if self.trusted else Budget(limits.worker_registrations_bytes, shared=origin)
         self.functions: dict[str, str] = {}
         self.trigger_types: set[str] = set()
         self.unserved: set[str] = set()

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+from msgspec import Raw
+
+from iii_core.engine.budget import REGISTRATION_OVERHEAD, size_of
+from iii_core.protocol.messages import ABSENT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from msgspec import Raw
 
     from iii_core.engine.endpoint import Endpoint
     from iii_core.protocol.messages import RegisterFunction
@@ -16,7 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Function:
-    """A registered function. ``wire_id`` is the id by which its owner knows it, when a prefix was put before it."""
+    """A registered function.
+
+    Attributes:
+        wire_id: the id by which its owner knows it, when a prefix was put before it.
+        internal: whether its metadata say so.
+        size: what it takes of its owner's budget.
+    """
 
     id: str
     wire_id: str
@@ -25,17 +35,27 @@ class Function:
     request_format: Raw
     response_format: Raw
     metadata: Raw
+    internal: bool
+    size: int
+
+
+class _Marked(msgspec.Struct):
+    internal: Raw = ABSENT
 
 
 class FunctionTable:
     """Functions by id. The last writer wins, and an owner can only take back what it still owns (spec protocol §1.5).
 
     ``on_change`` is called when an id appears or vanishes.
+
+    Attributes:
+        version: counts changes of any kind.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._functions: dict[str, Function] = {}
         self._on_change = on_change
+        self.version = 0
 
     def __iter__(self) -> Iterator[Function]:
         return iter(self._functions.values())
@@ -53,6 +73,10 @@ class FunctionTable:
             if previous.owner is not owner:
                 owner.complain(f"takes the function {message.id!r} over from {previous.owner!r}")
             previous.owner.functions.pop(previous.wire_id, None)
+            previous.owner.registered.take(-previous.size)
+        size = size_of(message) + REGISTRATION_OVERHEAD
+        owner.registered.take(size)
+        self.version += 1
         owner.functions[wire_id] = message.id
         self._functions[message.id] = Function(
             id=message.id,
@@ -62,6 +86,8 @@ class FunctionTable:
             request_format=message.request_format.copy(),
             response_format=message.response_format.copy(),
             metadata=message.metadata.copy(),
+            internal=_is_marked(message.metadata),
+            size=size,
         )
         if previous is None:
             self._on_change()
@@ -71,7 +97,8 @@ class FunctionTable:
         function_id = owner.functions.pop(wire_id, None)
         if function_id is None:
             return False
-        del self._functions[function_id]
+        owner.registered.take(-self._functions.pop(function_id).size)
+        self.version += 1
         self._on_change()
         return True
 
@@ -79,3 +106,12 @@ class FunctionTable:
         """Unregister all that ``owner`` owns."""
         for wire_id in list(owner.functions):
             self.remove(owner, wire_id)
+
+
+def _is_marked(metadata: Raw) -> bool:
+    if b"internal" not in bytes(metadata):
+        return False
+    try:
+        return bytes(msgspec.json.decode(metadata, type=_Marked).internal) == b"true"
+    except msgspec.ValidationError:
+        return False

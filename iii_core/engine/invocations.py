@@ -7,7 +7,6 @@ that a caller chose, or repeats, can reach nobody else's call (spec protocol §1
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,14 +30,15 @@ class Invocation:
 
     Attributes:
         id: the engine's, towards the callee.
-        request: what the caller sent, without its bodies; the answer echoes its id, function id and trace context.
+        request: what the caller sent, as far as the answer needs it: its id, function id and trace context. None once
+            the caller left.
         caller: None once it left.
         receipt: the receipt that a queued call is answered with instead of its queue's own result.
-        held: payload bytes that an in-process callee keeps in memory.
+        held: bytes of the call that are kept until its answer.
     """
 
     id: str
-    request: InvokeFunction
+    request: InvokeFunction | None
     caller: Endpoint | None
     callee: Endpoint
     receipt: Raw | None = None
@@ -49,6 +49,16 @@ def answer_id(request: InvokeFunction) -> str | None:
     """The id under which the caller wants its answer, or None if it wants none."""
     void = request.action is not None and request.action.type == "void"
     return None if void else request.invocation_id
+
+
+def _strip(request: InvokeFunction) -> int:
+    """Let go of what is not needed once a call is on its way; gives the bytes that are kept for the answer."""
+    request.data = request.metadata = ABSENT  # or the whole frame would be kept
+    if answer_id(request) is None:
+        request.invocation_id = request.traceparent = request.baggage = None
+        return 0
+    texts = (request.invocation_id, request.function_id, request.traceparent, request.baggage)
+    return sum(len(text) for text in texts if text is not None)
 
 
 def answer(caller: Endpoint, request: InvokeFunction, result: Raw = ABSENT, error: ErrorBody | None = None) -> None:
@@ -74,12 +84,16 @@ def fail(caller: Endpoint, request: InvokeFunction, code: str, message: str) -> 
     answer(caller, request, error=ErrorBody(code=code, message=message))
 
 
-def begin(caller: Endpoint, callee: Endpoint, request: InvokeFunction, receipt: Raw | None = None) -> Invocation:
+def begin(
+    invocation_id: str, caller: Endpoint, callee: Endpoint, request: InvokeFunction, receipt: Raw | None = None
+) -> Invocation:
     """Enter a call into both workers' books, before anything of it can reach the callee.
 
     A call without an answer is in the callee's alone: a callee that never ends one costs its caller nothing.
     """
-    invocation = Invocation(str(uuid.uuid4()), request, caller, callee, receipt)
+    held = _strip(request)
+    invocation = Invocation(invocation_id, request, caller, callee, receipt, held)
+    caller.held_bytes += held
     if answer_id(request) is not None:
         caller.calls.add(invocation)
     callee.executing[invocation.id] = invocation
@@ -97,24 +111,24 @@ def finish(callee: Endpoint, invocation_id: str, result: Raw, error: ErrorBody |
 
 
 def _settle(invocation: Invocation, result: Raw, error: ErrorBody | None) -> None:
-    caller = invocation.caller
-    if caller is None:
+    caller, request = invocation.caller, invocation.request
+    if caller is None or request is None:
         return
     caller.calls.discard(invocation)
     caller.held_bytes -= invocation.held
     if invocation.receipt is None:
-        answer(caller, invocation.request, result, error)
+        answer(caller, request, result, error)
     elif error is None:
-        answer(caller, invocation.request, invocation.receipt)
+        answer(caller, request, invocation.receipt)
     else:
         text = f"the queue refused the call: {error.code}: {error.message}"
-        fail(caller, invocation.request, codes.ENQUEUE_ERROR, text)
+        fail(caller, request, codes.ENQUEUE_ERROR, text)
 
 
 def halt(worker: Endpoint) -> None:
     """End every call made by or executing on a worker that left: its callers are told, its callees are not."""
     for invocation in list(worker.calls):
-        invocation.caller = None
+        invocation.caller = invocation.request = None
     worker.calls.clear()
     stopped = list(worker.executing.values())
     worker.executing.clear()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 
+from iii_core.engine.budget import size_of
 from iii_core.engine.endpoint import Endpoint, WorkerRecord, now_ms
 from iii_core.engine.inprocess import Call, Handler, TriggerBinding, TriggerProvider, optional
 from iii_core.errors import IIIError, InvocationError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
+    from iii_core.engine.credit import Credit
     from iii_core.engine.invocations import Invocation
     from iii_core.engine.router import Router
     from iii_core.protocol.messages import InvokeFunction, ToWorker
@@ -38,7 +41,7 @@ class LocalWorker(Endpoint):
         self.ready = True
         self.router = router
         self.handlers: dict[str, Handler] = {}
-        self.providers: dict[str, trio.MemorySendChannel[m.RegisterTrigger | m.UnregisterTrigger]] = {}
+        self.providers: dict[str, trio.MemorySendChannel[Told]] = {}
         self.waiting: dict[str, Waiter] = {}
         self._nursery = nursery
         self._scopes: set[trio.CancelScope] = set()
@@ -53,7 +56,8 @@ class LocalWorker(Endpoint):
             case m.RegisterTrigger() | m.UnregisterTrigger():
                 channel = self.providers.get(message.trigger_type or "")
                 if channel is not None:
-                    channel.send_nowait(message)
+                    credit = payer.credit if payer is not None and not payer.trusted else None
+                    channel.send_nowait(Told(message, size_of(message), credit))
             case _:
                 pass
 
@@ -65,9 +69,9 @@ class LocalWorker(Endpoint):
         caller = invocation.caller
         size = memoryview(message.data).nbytes
         if caller is not None:
-            if caller.held_bytes + size > self.limits.held_bytes and caller.held_bytes:
+            if caller.held_bytes + size > self.limits.held_bytes and caller.held_bytes > invocation.held:
                 return f"a worker may have {self.limits.held_bytes} bytes of calls inside the engine"
-            invocation.held = size
+            invocation.held += size
             caller.held_bytes += size
         call = Call(
             function_id=message.function_id,
@@ -95,7 +99,7 @@ class LocalWorker(Endpoint):
         previous = self.providers.pop(trigger_type, None)
         if previous is not None:
             previous.close()
-        send, receive = trio.open_memory_channel[m.RegisterTrigger | m.UnregisterTrigger](math.inf)
+        send, receive = trio.open_memory_channel[Told](math.inf)  # bounded by the credit of those who register
         self.providers[trigger_type] = send
         self._nursery.start_soon(self._serve, provider, receive, name=f"triggers of {trigger_type}")
 
@@ -118,19 +122,24 @@ class LocalWorker(Endpoint):
     async def _serve(
         self,
         provider: TriggerProvider,
-        channel: trio.MemoryReceiveChannel[m.RegisterTrigger | m.UnregisterTrigger],
+        channel: trio.MemoryReceiveChannel[Told],
     ) -> None:
         bindings: dict[str, TriggerBinding] = {}
         with trio.CancelScope() as scope, channel:
             self._scopes.add(scope)
             try:
-                async for message in channel:
-                    if isinstance(message, m.RegisterTrigger):
-                        await self._register(provider, message, bindings)
-                    elif (binding := bindings.pop(message.id, None)) is not None:
-                        await self._unregister(provider, binding)
+                async for told in channel:
+                    with told:
+                        if isinstance(told.message, m.RegisterTrigger):
+                            await self._register(provider, told.message, bindings)
+                        elif (binding := bindings.pop(told.message.id, None)) is not None:
+                            await self._unregister(provider, binding)
             finally:
                 self._scopes.discard(scope)
+                with suppress(trio.WouldBlock, trio.EndOfChannel):
+                    while True:
+                        with channel.receive_nowait():
+                            pass
 
     async def _register(
         self, provider: TriggerProvider, message: m.RegisterTrigger, bindings: dict[str, TriggerBinding]
@@ -159,6 +168,26 @@ class LocalWorker(Endpoint):
             await provider.unregister(binding)
         except Exception:  # the trigger is gone whatever its provider says
             log.exception("%s: the provider of %r could not let go of %r", self, binding.trigger_type, binding.id)
+
+
+class Told:
+    """What a provider is to be told, on the credit of whoever caused it until the ``with`` block ends."""
+
+    __slots__ = ("_credit", "_size", "message")
+
+    def __init__(self, message: m.RegisterTrigger | m.UnregisterTrigger, size: int, credit: Credit | None) -> None:
+        self.message = message
+        self._size = size
+        self._credit = credit
+        if credit is not None:
+            credit.take(size)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        if self._credit is not None:
+            self._credit.give(self._size)
 
 
 class Waiter:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hmac
 import uuid
+import weakref
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Raw
-
 from iii_core.engine import invocations
+from iii_core.engine.budget import REGISTRATION_OVERHEAD, Budget, size_of
 from iii_core.engine.functions import Function, FunctionTable
 from iii_core.engine.triggers import TriggerTable, refusal
 from iii_core.protocol import codes
 from iii_core.protocol import messages as m
-from iii_core.protocol.codec import body_of, call_frame, with_caller
+from iii_core.protocol.codec import TooManyFields, body_of, call_frame, with_caller
+from iii_core.protocol.limits import BAGGAGE_LENGTH, TRACEPARENT_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from msgspec import Raw
 
     from iii_core.engine.endpoint import Endpoint
     from iii_core.protocol.limits import EngineLimits
@@ -56,7 +59,16 @@ class Router:
         self.topology = topology
         self.workers: dict[str, Endpoint] = {}
         self.functions = FunctionTable(topology.functions_changed)
-        self.triggers = TriggerTable()
+        self.triggers = TriggerTable(Budget(limits.worker_registrations_bytes, "all calls of engine::register_trigger"))
+        self._origins: weakref.WeakValueDictionary[str | None, Budget] = weakref.WeakValueDictionary()
+
+    def origin(self, sandbox: str | None) -> Budget:
+        """What the workers of one sandbox, or all outside of any, may register together; while one of them is there."""
+        budget = self._origins.get(sandbox)
+        if budget is None:
+            whose = "all workers of one sandbox" if sandbox is not None else "all workers outside of sandboxes"
+            budget = self._origins[sandbox] = Budget(self.limits.origin_registrations_bytes, whose)
+        return budget
 
     def attach(self, worker: Endpoint) -> None:
         """Let a worker join."""
@@ -96,7 +108,7 @@ class Router:
             case m.RegisterTrigger():
                 self.register_trigger(worker, message)
             case m.UnregisterTrigger():
-                if self.triggers.remove(message.id):
+                if self.triggers.remove(message.id, worker):
                     self.topology.registrations_changed()
             case m.TriggerRegistrationResult():
                 self.triggers.result(worker, message)
@@ -117,10 +129,12 @@ class Router:
 
         A refusal is logged. The protocol can tell a worker of one kind alone, an id that is somebody else's (§1.5).
         """
-        limit = self.limits.functions
+        limit, known = self.limits.functions, self.functions.get(message.id)
+        size = size_of(message)
         reason = (
             self._refuse_id(worker, message.id, "function")
-            or self._refuse_size(message)
+            or self._refuse_size(size)
+            or _refuse_bytes(worker.registered, size, known.size if known and known.owner is worker else 0)
             or _refuse_count(worker, wire_id, worker.functions, limit, "functions")
             or self._refuse_http(worker, message)
         )
@@ -137,7 +151,9 @@ class Router:
     def register_trigger(self, worker: Endpoint, message: m.RegisterTrigger) -> None:
         """Register a trigger; a worker whose trigger is over a limit gets a refusal."""
         limit = self.limits.triggers
-        reason = self.refuse_trigger(message) or _refuse_count(worker, message.id, worker.triggers, limit, "triggers")
+        reason = self.refuse_trigger(message, worker.registered) or _refuse_count(
+            worker, message.id, worker.triggers, limit, "triggers"
+        )
         if reason is not None:
             worker.complain(f"refused the trigger {message.id[:100]!r}: {reason}")
             worker.send(refusal(message, m.ErrorBody(code=codes.LIMIT_EXCEEDED, message=reason)), worker)
@@ -146,20 +162,23 @@ class Router:
         self.triggers.add(worker, message)
         self.topology.registrations_changed()
 
-    def refuse_trigger(self, message: m.RegisterTrigger) -> str | None:
+    def refuse_trigger(self, message: m.RegisterTrigger, budget: Budget) -> str | None:
         """Why a trigger is over a limit of length or size, or None."""
+        known, size = self.triggers.get(message.id), size_of(message)
         for identifier in (message.id, message.trigger_type, message.function_id):
             reason = self._refuse_length(identifier)
             if reason is not None:
                 return reason
-        return self._refuse_size(message)
+        replaced = known.size if known is not None and known.budget is budget else 0
+        return self._refuse_size(size) or _refuse_bytes(budget, size, replaced)
 
     def register_trigger_type(self, worker: Endpoint, message: m.RegisterTriggerType) -> None:
         """Register a trigger type; a refusal is logged, never sent."""
-        limit = self.limits.trigger_types
+        limit, known, size = self.limits.trigger_types, self.triggers.type(message.id), size_of(message)
         reason = (
             self._refuse_id(worker, message.id, "trigger type")
-            or self._refuse_size(message)
+            or self._refuse_size(size)
+            or _refuse_bytes(worker.registered, size, known.size if known and known.provider is worker else 0)
             or _refuse_count(worker, message.id, worker.trigger_types, limit, "trigger types")
         )
         if reason is not None:
@@ -171,6 +190,14 @@ class Router:
 
     def invoke(self, caller: Endpoint, request: m.InvokeFunction) -> None:
         """Route a call: access, middleware, then what its action says (spec protocol §1.7)."""
+        reason = self._refuse_length(request.function_id) or self._refuse_length(request.invocation_id or "")
+        if reason is not None:
+            invocations.fail(caller, request, codes.LIMIT_EXCEEDED, reason)
+            return
+        if request.traceparent is not None and len(request.traceparent) > TRACEPARENT_LENGTH:
+            request.traceparent = None
+        if request.baggage is not None and len(request.baggage) > BAGGAGE_LENGTH:
+            request.baggage = None
         function = self.functions.get(request.function_id)
         denied = caller.policy.refuse_invocation(request.function_id, function)
         if denied is not None:
@@ -185,25 +212,33 @@ class Router:
                 text += f": {UNSERVED}"
             invocations.fail(caller, request, codes.FUNCTION_NOT_FOUND, text)
         else:
-            data = request.data if caller.trusted else with_caller(request.data, caller.id)
-            self._call(caller, request, function, data)
+            try:
+                data = request.data if caller.trusted else with_caller(request.data, caller.id)
+            except TooManyFields as error:
+                invocations.fail(caller, request, codes.LIMIT_EXCEEDED, error.message)
+            else:
+                self._call(caller, request, function, data)
 
     def _call(
         self, caller: Endpoint, request: m.InvokeFunction, function: Function, data: Raw, receipt: Raw | None = None
     ) -> None:
-        limits, wanted = self.limits, invocations.answer_id(request) is not None
-        if wanted and len(caller.calls) >= limits.calls_in_flight:
-            text = f"a worker may have {limits.calls_in_flight} calls without an answer"
+        limits, text = self.limits, None
+        if invocations.answer_id(request) is not None:
+            if len(caller.calls) >= limits.calls_in_flight:
+                text = f"a worker may have {limits.calls_in_flight} calls without an answer"
+            elif caller.held_bytes > limits.held_bytes:
+                text = f"a worker may have {limits.held_bytes} bytes of calls without an answer"
+        if text is not None:
             invocations.fail(caller, request, codes.LIMIT_EXCEEDED, text)
             return
         if len(function.owner.executing) >= limits.calls_executing:
             text = f"the worker of {function.id} has not answered {limits.calls_executing} calls"
             invocations.fail(caller, request, codes.LIMIT_EXCEEDED, text)
             return
-        invocation = invocations.begin(caller, function.owner, request, receipt)
         metadata = request.metadata if receipt is None else m.ABSENT
-        message = call_frame(request, invocation.id, function.wire_id, data, metadata)
-        request.data = request.metadata = m.ABSENT  # or the whole frame would be kept until the answer
+        invocation_id = str(uuid.uuid4())
+        message = call_frame(request, invocation_id, function.wire_id, data, metadata)
+        invocation = invocations.begin(invocation_id, caller, function.owner, request, receipt)
         reason = function.owner.deliver(message, invocation)
         if reason is not None:
             error = m.ErrorBody(code=codes.CHANNEL_SEND_FAILED, message=reason)
@@ -284,17 +319,19 @@ class Router:
         )
 
     def _refuse_length(self, identifier: str) -> str | None:
-        if len(identifier.encode()) <= self.limits.id_length:
+        limit = self.limits.id_length
+        if len(identifier) <= limit and (identifier.isascii() or len(identifier.encode()) <= limit):
             return None
         return f"an id may have {self.limits.id_length} bytes"
 
-    def _refuse_size(self, message: m.RegisterFunction | m.RegisterTrigger | m.RegisterTriggerType) -> str | None:
-        bodies = [getattr(message, name) for name in message.__struct_fields__]
-        size = sum(memoryview(body).nbytes for body in bodies if isinstance(body, Raw))
-        size += sum(len(body) for body in bodies if isinstance(body, str))
+    def _refuse_size(self, size: int) -> str | None:
         if size <= self.limits.registration_bytes:
             return None
         return f"one registration may have {self.limits.registration_bytes} bytes"
+
+
+def _refuse_bytes(budget: Budget, size: int, replaced: int) -> str | None:
+    return budget.refuse(size + REGISTRATION_OVERHEAD - replaced)
 
 
 def _refuse_count(worker: Endpoint, identifier: str, owned: Collection[str], limit: int, what: str) -> str | None:

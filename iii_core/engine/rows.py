@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from iii_core.engine.router import RESERVED
 from iii_core.protocol.messages import is_null
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from iii_core.engine.router import Router
     from iii_core.engine.triggers import Trigger, TriggerType
 
-SUMMARY_LENGTH: Final = 80
 TYPE_OWNERS: Final = {
     "http": "iii-http",
     "cron": "iii-cron",
@@ -37,10 +34,6 @@ TYPE_OWNERS: Final = {
 """Who is shown as the provider of a well-known type whose provider has no name (spec protocol §3.3)."""
 
 
-class _Marked(msgspec.Struct):
-    internal: object = None
-
-
 def worker_name(owner: Endpoint | None, function_id: str) -> str:
     """The name of an owner, else the first segment of the id."""
     return (owner.record.name if owner else None) or function_id.split("::", 1)[0]
@@ -54,15 +47,7 @@ def type_worker_name(trigger_type: TriggerType) -> str:
 
 def is_internal(function: Function) -> bool:
     """Whether lists hide a function unless asked for internal ones."""
-    if function.id.startswith(RESERVED) and not function.id.startswith("engine::queue::"):
-        return True
-    metadata = bytes(function.metadata)
-    if b"internal" not in metadata:
-        return False
-    try:
-        return msgspec.json.decode(metadata, type=_Marked).internal is True
-    except msgspec.ValidationError:
-        return False
+    return function.internal or (function.id.startswith(RESERVED) and not function.id.startswith("engine::queue::"))
 
 
 def without_null(**bodies: Raw) -> dict[str, Raw]:
@@ -175,7 +160,7 @@ def trigger_row(router: Router, trigger: Trigger) -> dict[str, Any]:
         "function_id": trigger.function_id,
         "worker_name": trigger_worker_name(router, trigger),
         "config": trigger.config,
-        "config_summary": summary(trigger.config),
+        "config_summary": trigger.summary,
     }
 
 
@@ -183,9 +168,3 @@ def trigger_legacy_row(router: Router, trigger: Trigger) -> dict[str, Any]:
     """A trigger for callers before 0.21; ``status`` tells those that wait for a provider."""
     row = trigger_row(router, trigger) | {"metadata": None, "status": "active" if trigger.active else "pending"}
     return row | without_null(metadata=trigger.metadata)
-
-
-def summary(config: Raw) -> str:
-    """A config as compact JSON of at most 80 characters, then ``…``."""
-    text = msgspec.json.encode(msgspec.json.decode(config)).decode()
-    return text if len(text) <= SUMMARY_LENGTH else text[:SUMMARY_LENGTH] + "…"

@@ -8,6 +8,7 @@ because old SDKs reconnect only then (spec protocol §11 #3).
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,11 @@ log = logging.getLogger(__name__)
 
 WATCH_TICKS: Final = 4
 """How often per ``stall_timeout`` the watchdog looks."""
+LONG_STEP: Final = 0.02
+"""Seconds after which the handling of one message counts as long: nobody else's are handled meanwhile."""
+REST: Final = 2
+"""After a long message the worker's next one waits this many times as long, so that others get on in between."""
+LONGEST_REST: Final = 5.0
 
 
 class Session(Endpoint):
@@ -54,7 +60,7 @@ class Session(Endpoint):
             ip_address=request.remote,
             sandbox=request.sandbox,
         )
-        super().__init__(record, router.limits, policy)
+        super().__init__(record, router.limits, policy, router.origin(request.sandbox))
         self._router = router
         self._peer = peer
         self._telemetry = telemetry
@@ -92,10 +98,15 @@ class Session(Endpoint):
 
     def deliver(self, message: InvokeFunction, invocation: Invocation) -> str | None:
         """As `Endpoint.deliver`."""
+        full = f"worker {self.record.name or self.id} does not keep up: its queue is full"
+        if not self._outbox.has_room(memoryview(message.data).nbytes):
+            return full  # without the work of encoding what is too long anyway
         frame = encode(message)
         if not self._outbox.has_room(len(frame)):
-            return f"worker {self.record.name or self.id} does not keep up: its queue is full"
-        self._outbox.put(frame, invocation.caller.credit if invocation.caller else None)
+            return full
+        caller = invocation.caller
+        payer = self if caller is None or caller.charges_receiver else caller
+        self._outbox.put(frame, payer.credit)
         return None
 
     def drop(self, reason: str) -> None:
@@ -120,35 +131,42 @@ class Session(Endpoint):
         if not frame.text and frame.data[:4] in TELEMETRY_KINDS:
             self._telemetry(self, frame.data)
             return
+        start = time.perf_counter()
+        message: FromWorker | None = None
         try:
             message = decode(frame.data, text=frame.text)
+            if isinstance(message, m.RegisterFunction | m.RegisterTrigger | m.RegisterTriggerType):
+                start += await self._register(message)
+            elif message is not None:
+                self._router.handle(self, message)
         except MalformedFrame as error:
             self.complain(error.message)
-            return
-        if message is None:
-            return
-        try:
-            await self._handle(message)
         except Exception:  # a fault of ours must not end the worker's connection, nor other workers'
             log.exception("could not handle a %s of %r", type(message).__name__, self)
+        spent = time.perf_counter() - start
+        if spent > LONG_STEP:
+            await trio.sleep(min(REST * spent, LONGEST_REST))
 
-    async def _handle(self, message: FromWorker) -> None:
-        router = self._router
+    async def _register(self, message: m.RegisterFunction | m.RegisterTrigger | m.RegisterTriggerType) -> float:
+        """Register what the policy makes of it; gives the seconds that the policy took."""
+        router, start, waited = self._router, time.perf_counter(), 0.0
         match message:
             case m.RegisterFunction():
                 function = await self.policy.register_function(message)
+                waited = time.perf_counter() - start
                 if function is not None and self.attached:
                     router.register_function(self, function, message.id)
             case m.RegisterTrigger():
                 trigger = await self.policy.register_trigger(message)
+                waited = time.perf_counter() - start
                 if trigger is not None and self.attached:
                     router.register_trigger(self, trigger)
             case m.RegisterTriggerType():
                 trigger_type = await self.policy.register_trigger_type(message)
+                waited = time.perf_counter() - start
                 if trigger_type is not None and self.attached:
                     router.register_trigger_type(self, trigger_type)
-            case _:
-                router.handle(self, message)
+        return waited
 
     async def _write(self) -> None:
         try:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+import msgspec
+
+from iii_core.engine.budget import REGISTRATION_OVERHEAD, Budget, size_of
 from iii_core.protocol.codec import trigger_config
 from iii_core.protocol.messages import (
     RegisterTrigger,
@@ -31,16 +34,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SUMMARY_LENGTH: Final = 80
+
 
 @dataclass(slots=True, eq=False)
 class TriggerType:
-    """A type of triggers and the worker that provides it."""
+    """A type of triggers and the worker that provides it; ``size`` is what it takes of the provider's budget."""
 
     id: str
     provider: Endpoint
     description: str | None
     trigger_request_format: Raw
     call_request_format: Raw
+    size: int
+
+    def says(self, message: RegisterTriggerType) -> bool:
+        """Whether ``message`` describes the type in the same words."""
+        return (self.description, bytes(self.trigger_request_format), bytes(self.call_request_format)) == (
+            message.description,
+            bytes(message.trigger_request_format),
+            bytes(message.call_request_format),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +63,8 @@ class Trigger:
 
     Attributes:
         owner: who registered it, and with whom it goes; None for one that was registered by a call and stays.
+        budget: where its ``size`` was taken from.
+        summary: the config as compact JSON, cut at `SUMMARY_LENGTH` characters.
         provider: who was told of it and did not refuse; None while pending.
         waiting: told once what the provider answers.
     """
@@ -59,6 +75,9 @@ class Trigger:
     config: Raw
     metadata: Raw
     owner: Endpoint | None
+    budget: Budget
+    size: int
+    summary: str
     provider: Endpoint | None = None
     waiting: list[Outcome] = field(default_factory=list["Outcome"])
 
@@ -78,9 +97,18 @@ class Trigger:
 
 
 class TriggerTable:
-    """Trigger types by id, and triggers by id and by type."""
+    """Trigger types by id, and triggers by id and by type.
 
-    def __init__(self) -> None:
+    What a provider is told is on the credit of whoever caused it: who registers or takes back a trigger, or a type.
+
+    Attributes:
+        ownerless: the budget of triggers without an owner.
+        version: counts changes of any kind.
+    """
+
+    def __init__(self, ownerless: Budget | None = None) -> None:
+        self.ownerless = ownerless or Budget()
+        self.version = 0
         self._types: dict[str, TriggerType] = {}
         self._triggers: dict[str, Trigger] = {}
         self._by_type: dict[str, dict[str, Trigger]] = {}
@@ -106,44 +134,68 @@ class TriggerTable:
         return list(self._by_type.get(type_id, {}).values())
 
     def add_type(self, provider: Endpoint, message: RegisterTriggerType) -> None:
-        """Make ``provider`` the provider of a type, and hand it the type's triggers."""
+        """Make ``provider`` the provider of a type, and hand it the type's triggers.
+
+        Of a type that it provides already, and describes as before, it gets those alone that it does not have.
+        """
         previous = self._types.get(message.id)
-        if previous is not None and previous.provider is not provider:
-            provider.complain(f"takes the trigger type {message.id!r} over from {previous.provider!r}")
-            previous.provider.trigger_types.discard(message.id)
+        known = previous is not None and previous.provider is provider and previous.says(message)
+        if previous is not None:
+            previous.provider.registered.take(-previous.size)
+            if previous.provider is not provider:
+                provider.complain(f"takes the trigger type {message.id!r} over from {previous.provider!r}")
+                previous.provider.trigger_types.discard(message.id)
         self._types[message.id] = TriggerType(
             id=message.id,
             provider=provider,
             description=message.description,
             trigger_request_format=message.trigger_request_format.copy(),
             call_request_format=message.call_request_format.copy(),
+            size=size_of(message) + REGISTRATION_OVERHEAD,
         )
+        provider.registered.take(self._types[message.id].size)
         provider.trigger_types.add(message.id)
+        self.version += 1
         for trigger in self.of_type(message.id):
-            self._bind(trigger)
+            if not (known and trigger.active):
+                self._bind(trigger, provider)
 
     def remove_type(self, provider: Endpoint, type_id: str) -> bool:
         """Take a type back; its triggers wait for another provider. False unless ``provider`` provides it."""
         if type_id not in provider.trigger_types:
             return False
         provider.trigger_types.discard(type_id)
-        del self._types[type_id]
+        provider.registered.take(-self._types.pop(type_id).size)
+        self.version += 1
         for trigger in self.of_type(type_id):
             trigger.provider = None
         return True
 
-    def add(self, owner: Endpoint | None, message: RegisterTrigger, outcome: Outcome | None = None) -> None:
+    def add(
+        self,
+        owner: Endpoint | None,
+        message: RegisterTrigger,
+        outcome: Outcome | None = None,
+        *,
+        payer: Endpoint | None = None,
+    ) -> None:
         """Register a trigger, replacing one of the same id, and bind it if its type has a provider.
 
-        ``outcome`` is called with the provider's answer; not at all if there is none.
+        ``outcome`` is called with the provider's answer; not at all if there is none. ``payer`` is who caused it, by
+        default the owner.
         """
+        payer = payer or owner
+        config = trigger_config(message.config)
         trigger = Trigger(
             id=message.id,
             type=message.trigger_type,
             function_id=message.function_id,
-            config=trigger_config(message.config),
+            config=config,
             metadata=present(message.metadata).copy(),
             owner=owner,
+            budget=owner.registered if owner is not None else self.ownerless,
+            size=size_of(message) + REGISTRATION_OVERHEAD,
+            summary=_summary(config),
             waiting=[outcome] if outcome else [],
         )
         previous = self._triggers.get(trigger.id)
@@ -152,16 +204,18 @@ class TriggerTable:
             if previous.active and previous.same_binding(trigger):
                 trigger.provider = previous.provider
             else:
-                self._release(previous)
+                self._release(previous, payer)
                 del self._by_type[previous.type][previous.id]
+        trigger.budget.take(trigger.size)
+        self.version += 1
         self._triggers[trigger.id] = trigger
         self._by_type.setdefault(trigger.type, {})[trigger.id] = trigger
         if owner is not None:
             owner.triggers.add(trigger.id)
         if trigger.provider is None:
-            self._bind(trigger)
+            self._bind(trigger, payer)
 
-    def remove(self, trigger_id: str) -> bool:
+    def remove(self, trigger_id: str, payer: Endpoint | None) -> bool:
         """Unregister a trigger, whoever owns it, and tell its provider. False if there is none."""
         trigger = self._triggers.pop(trigger_id, None)
         if trigger is None:
@@ -171,7 +225,8 @@ class TriggerTable:
         if not siblings:
             del self._by_type[trigger.type]
         self._disown(trigger)
-        self._release(trigger)
+        self._release(trigger, payer)
+        self.version += 1
         return True
 
     def result(self, provider: Endpoint, message: TriggerRegistrationResult) -> None:
@@ -182,9 +237,10 @@ class TriggerTable:
             return
         if message.error is not None:
             trigger.provider = None
+            self.version += 1
             provider.complain(f"refused the trigger {trigger.id!r} ({trigger.type!r}): {message.error.message[:200]!r}")
             if trigger.owner is not None:
-                trigger.owner.send(refusal(trigger, message.error), trigger.owner)
+                trigger.owner.send(refusal(trigger, message.error), provider)
         outcomes, trigger.waiting = trigger.waiting, []
         for outcome in outcomes:
             outcome(message.error)
@@ -194,10 +250,10 @@ class TriggerTable:
         for type_id in list(worker.trigger_types):
             self.remove_type(worker, type_id)
         for trigger_id in list(worker.triggers):
-            self.remove(trigger_id)
+            self.remove(trigger_id, worker)
 
-    def _bind(self, trigger: Trigger) -> None:
-        self._release(trigger)
+    def _bind(self, trigger: Trigger, payer: Endpoint | None) -> None:
+        self._release(trigger, payer)
         trigger_type = self._types.get(trigger.type)
         if trigger_type is None:
             return
@@ -209,16 +265,22 @@ class TriggerTable:
             config=trigger.config,
             metadata=trigger.metadata,
         )
-        trigger.provider.send(message, trigger.owner)
+        trigger.provider.send(message, payer)
 
-    def _release(self, trigger: Trigger) -> None:
+    def _release(self, trigger: Trigger, payer: Endpoint | None) -> None:
         if trigger.provider is not None:
             provider, trigger.provider = trigger.provider, None
-            provider.send(UnregisterTrigger(id=trigger.id, trigger_type=trigger.type), trigger.owner)
+            provider.send(UnregisterTrigger(id=trigger.id, trigger_type=trigger.type), payer)
 
     def _disown(self, trigger: Trigger) -> None:
+        trigger.budget.take(-trigger.size)
         if trigger.owner is not None:
             trigger.owner.triggers.discard(trigger.id)
+
+
+def _summary(config: Raw) -> str:
+    text = msgspec.json.format(bytes(config), indent=-1).decode()
+    return text if len(text) <= SUMMARY_LENGTH else text[:SUMMARY_LENGTH] + "…"
 
 
 def refusal(trigger: Trigger | RegisterTrigger, error: ErrorBody) -> TriggerRegistrationResult:

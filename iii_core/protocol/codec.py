@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -14,9 +15,27 @@ CALLER_KEY: Final = "_caller_worker_id"
 TELEMETRY_KINDS: Final = frozenset({b"OTLP", b"MTRC", b"LOGS"})
 """First four bytes of binary frames that carry telemetry instead of a message (spec protocol §1.2)."""
 
+CALLER_FIELDS: Final = 100_000
+"""Fields, at all depths, of an object that names a caller itself and not first: those are decoded one by one."""
+
+_SPACE: Final = rb"[ \t\r\n]*"
+_OWN_CALLER: Final = re.compile(rb'\{%b"_caller_worker_id"%b:%b"[^"\\]*"%b,' % (_SPACE, _SPACE, _SPACE, _SPACE))
+"""How an object begins that the engine gave to a worker which passes it on."""
+_EMPTY: Final = re.compile(rb"\{%b\}" % _SPACE)
+
+
+class _Called(msgspec.Struct):
+    caller: Raw = msgspec.field(default=ABSENT, name="_caller_worker_id")
+
+
+_called = msgspec.json.Decoder(_Called)
 _frames: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 _objects = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
+
+
+class TooManyFields(IIIError):
+    """An object is too large to take the caller's id out of it."""
 
 
 class MalformedFrame(IIIError):
@@ -66,13 +85,33 @@ def body_of(value: object) -> Raw:
 def with_caller(data: Raw, worker_id: str) -> Raw:
     """``data`` with the caller's id in it, if it is an object (spec protocol §1.7); else ``data`` unchanged.
 
-    Values are not decoded; what the caller itself wrote under that key is replaced, however often it is there.
+    What the caller itself wrote under that key is replaced, however often it is there. The id is put in front of the
+    text, which is decoded only where the key is in it: an object of a million fields costs no more than its copy.
+
+    Raises:
+        TooManyFields: the key is in an object of more than `CALLER_FIELDS` fields, and not as its first.
     """
     if not is_object(data):
         return data
-    fields = _objects.decode(data)
-    fields[CALLER_KEY] = Raw(_encoder.encode(worker_id))
+    own = Raw(_encoder.encode(worker_id))
+    text = bytes(data)
+    known = _OWN_CALLER.match(text)
+    rest = b"{" + text[known.end() :] if known else text
+    if not _names_caller(rest):
+        comma = b"" if _EMPTY.fullmatch(rest) else b","
+        return Raw(b'{"%b":%b%b%b' % (CALLER_KEY.encode(), bytes(own), comma, rest[1:]))
+    if rest.count(b":") > CALLER_FIELDS:
+        raise TooManyFields(f"an object with {CALLER_KEY} that is not its first field may have {CALLER_FIELDS} fields")
+    fields = _objects.decode(rest)
+    fields[CALLER_KEY] = own
     return Raw(_encoder.encode(fields))
+
+
+def _names_caller(text: bytes) -> bool:
+    r"""Whether an object has the key. Only a ``\u00..`` escape can spell one of its letters in another way."""
+    if CALLER_KEY.encode() not in text and b"\\u00" not in text:
+        return False
+    return _called.decode(text).caller is not ABSENT
 
 
 def is_object(data: Raw) -> bool:

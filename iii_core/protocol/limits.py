@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 MIB = 1024 * 1024
+TRACEPARENT_LENGTH: Final = 55
+"""W3C Trace Context §3.2.2: version 00 has exactly this many characters; what is longer is not passed on."""
+BAGGAGE_LENGTH: Final = 8192
+"""W3C Baggage §3.3.2: what must be passed on; what is longer is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +24,8 @@ class EngineLimits:
         queue_bytes: the same in bytes; one message of any size fits an empty queue.
         calls_in_flight: calls of one worker without an answer yet; a further one fails with ``limit_exceeded``.
         calls_executing: calls that one worker has not answered; a further one fails for its caller.
-        held_bytes: payload bytes of one worker's calls that in-process handlers are working on.
+        held_bytes: what is kept of one worker's calls until they are answered: their ids and trace context, and the
+            payloads that in-process handlers are working on. One call may overshoot.
         channels: streaming channels that one worker may have created and not used up.
         channel_bytes: what a channel buffers besides its number of messages; one message may overshoot.
         stall_timeout: a worker whose connection takes nothing for this long is dropped.
@@ -28,7 +34,12 @@ class EngineLimits:
         triggers: triggers one worker may register.
         trigger_types: trigger types one worker may register.
         id_length: UTF-8 bytes of a function, trigger, trigger type or invocation id.
-        registration_bytes: size of the description, formats, config and metadata of one registration together.
+        registration_bytes: size of the ids, description, formats, config and metadata of one registration together,
+            and of the arguments of one call of the engine's own functions.
+        worker_registrations_bytes: the same for all registrations of one worker, 1 KiB for each on top.
+        origin_registrations_bytes: the same for all workers of one sandbox together, and for all outside of any.
+        answer_bytes: what discovery may answer to one call, or tell of in one event.
+        subscriptions: triggers that one worker may have on one of the engine's own types.
     """
 
     credit_messages: int = 1024
@@ -47,3 +58,7 @@ class EngineLimits:
     trigger_types: int = 1_000
     id_length: int = 1024
     registration_bytes: int = 1 * MIB
+    worker_registrations_bytes: int = 32 * MIB
+    origin_registrations_bytes: int = 256 * MIB
+    answer_bytes: int = 16 * MIB
+    subscriptions: int = 256

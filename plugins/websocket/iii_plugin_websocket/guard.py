@@ -11,6 +11,10 @@ from __future__ import annotations
 MAX_PIECES = 2**18
 """Fragments and reads that one message may arrive in; 64 MiB in TCP segments of an ordinary network take 46 000."""
 
+MAX_FRAGMENTS = 2**14
+"""Fragments of one message; those of 64 MiB may be as short as 4 KiB, which is less than anybody cuts."""
+UNBOUNDED = 2**62
+
 _CLOSE = 0x8
 _CONTROL = 0x8
 _FIN = 0x80
@@ -26,29 +30,39 @@ class FrameGuard:
     Args:
         max_message: most bytes of one message's payload.
         max_pieces: most pieces that one message may arrive in.
+        max_fragments: most fragments that its sender may cut it into.
     """
 
-    def __init__(self, max_message: int, max_pieces: int = MAX_PIECES) -> None:
+    def __init__(self, max_message: int, max_pieces: int = MAX_PIECES, max_fragments: int = MAX_FRAGMENTS) -> None:
         self._max_message = max_message
         self._max_pieces = max_pieces
+        self._max_fragments = max_fragments
         self._header = bytearray()
         self._payload_left = 0
         self._in_message = False
         self._last_frame = False
         self._size = 0
         self._pieces = 0
+        self._fragments = 0
+        self._begun = 0
         self.close_seen = False
 
-    def feed(self, data: bytes) -> None:
-        """Look at the next bytes of the stream.
+    def feed(self, data: bytes | memoryview, start: int = 0, frames: int = UNBOUNDED) -> int:
+        """Look at the next bytes of the stream, from ``start`` on; gives the position of the first byte not looked at.
+
+        That is the end of the data, or of the last of so many ``frames`` that begin in it.
 
         Raises:
             MessageTooLarge: the message that these bytes belong to is over a limit.
         """
-        position = 0
-        if self._in_message:
+        position, self._begun = start, 0
+        if self._in_message and position < len(data):
             self._count_piece()
-        while position < len(data) and not self.close_seen:
+        while position < len(data):
+            if self.close_seen:
+                return len(data)
+            if self._begun >= frames and not self._payload_left:
+                return position
             if self._payload_left:
                 step = min(self._payload_left, len(data) - position)
                 self._payload_left -= step
@@ -57,9 +71,10 @@ class FrameGuard:
                 position = self._read_header(data, position)
             if self._last_frame and not self._payload_left:
                 self._in_message = self._last_frame = False
-                self._size = self._pieces = 0
+                self._size = self._pieces = self._fragments = 0
+        return position
 
-    def _read_header(self, data: bytes, position: int) -> int:
+    def _read_header(self, data: bytes | memoryview, position: int) -> int:
         """Take header bytes until they are complete or the data ends; gives the new position."""
         header = self._header
         while len(header) < _header_length(header):
@@ -76,6 +91,7 @@ class FrameGuard:
         if length > 125:
             length = int.from_bytes(header[2:4] if length == 126 else header[2:10], "big")
         self._payload_left = length
+        self._begun += 1
         opcode = header[0] & 0x0F
         if opcode & _CONTROL:
             # Control frames may stand between the fragments of a message and are no part of it.
@@ -86,6 +102,9 @@ class FrameGuard:
         if self._size > self._max_message:
             raise MessageTooLarge(f"a message is longer than {self._max_message} bytes")
         self._count_piece()
+        self._fragments += 1
+        if self._fragments > self._max_fragments:
+            raise MessageTooLarge(f"a message is in more than {self._max_fragments} fragments")
         self._last_frame = bool(header[0] & _FIN)
 
     def _count_piece(self) -> None:

@@ -24,7 +24,13 @@ _DRAIN_TIME = 1.0
 
 
 async def serve_connection(
-    stream: trio.abc.Stream, listener: Listener, admission: Admission, *, remote: str | None, sandbox: str | None
+    stream: trio.abc.Stream,
+    listener: Listener,
+    admission: Admission,
+    *,
+    remote: str | None,
+    sandbox: str | None,
+    turns: trio.StrictFIFOLock | None = None,
 ) -> None:
     """Handshake, ``listener.serve``, end. ``stream`` is closed when this returns; what the peer does raises nothing."""
     if listener.tls is not None:  # the handshake is part of the first read
@@ -36,7 +42,7 @@ async def serve_connection(
                 with admission.handshake(listener.limits.handshake_timeout):
                     asked = await _negotiate(stream, listener, admission, slot, remote=remote, sandbox=sandbox)
                     if asked is not None:
-                        peer = await _accept(nursery, stream, *asked, listener.limits)
+                        peer = await _accept(nursery, stream, *asked, listener.limits, turns)
                 if peer is not None:
                     await _serve(peer, listener)
             nursery.cancel_scope.cancel()
@@ -108,10 +114,15 @@ async def _answer(stream: trio.abc.Stream, answer: bytes) -> None:
 
 
 async def _accept(
-    nursery: trio.Nursery, stream: trio.abc.Stream, upgrade: Upgrade, request: ConnectionRequest, limits: Limits
+    nursery: trio.Nursery,
+    stream: trio.abc.Stream,
+    upgrade: Upgrade,
+    request: ConnectionRequest,
+    limits: Limits,
+    turns: trio.StrictFIFOLock | None,
 ) -> WebSocketPeer | None:
     guarded = GuardedStream(
-        stream, FrameGuard(limits.max_message), head=canonical_head(upgrade), trailing=upgrade.trailing
+        stream, FrameGuard(limits.max_message), head=canonical_head(upgrade), trailing=upgrade.trailing, turns=turns
     )
 
     async def open_connection(reader: trio.Nursery) -> WebSocketConnection:

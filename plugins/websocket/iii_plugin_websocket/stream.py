@@ -5,6 +5,8 @@ Everything below happens in a stream between the network and trio-websocket, whi
 * *Replay.* The request head was read already (see `handshake`); the stream gives the canonical one first. Bytes that
   came behind it wait until the 101 is written, because wsproto drops what arrives before.
 * *Limits.* `FrameGuard` sees every byte before wsproto does.
+* *Turns.* wsproto and trio-websocket handle all frames of one read without letting anybody else run, and a read may
+  hold ten thousand. So they get `TURN` frames at a time, and the connections of one sandbox take turns.
 * *Abort.* ``abort()`` is synchronous and wakes a blocked ``send_all``: a peer which reads nothing can be dropped.
 * *Broken sends.* A cancelled ``send_all`` may have written half a frame; every later one raises.
 * *Progress.* What is sent goes down in pieces, so that it can be told how far a long message got.
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 RECEIVE_SIZE = 64 * 1024
 
+TURN: Final = 16
+"""Frames that are handled before other tasks run."""
+
 _SEND_SIZE: Final = 16 * 1024
 
 _HEAD_END = b"\r\n\r\n"
@@ -43,6 +48,7 @@ class GuardedStream(trio.abc.Stream):
         head: on the server's side, the request head to give first. Empty on the client's side, where the guard begins
             behind the response head.
         trailing: frame bytes that came behind the request head; given once something was sent.
+        turns: shared by connections that are to have no more of the program's time together than one alone.
 
     Attributes:
         aborted: whether `abort` was called (by the guard, too), so that what is still queued is void.
@@ -52,11 +58,21 @@ class GuardedStream(trio.abc.Stream):
         until_end: a scope to enter once around a wait that is pointless when nothing more can be received.
     """
 
-    def __init__(self, stream: trio.abc.Stream, guard: FrameGuard, *, head: bytes = b"", trailing: bytes = b"") -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        guard: FrameGuard,
+        *,
+        head: bytes = b"",
+        trailing: bytes = b"",
+        turns: trio.StrictFIFOLock | None = None,
+    ) -> None:
         self._stream = stream
         self._guard = guard
         self._head = head
         self._trailing = trailing
+        self._turns = turns
+        self._rest = memoryview(b"")
         self._response: bytearray | None = None if head else bytearray()
         self._accepted = trio.Event()
         self._send_scope: trio.CancelScope | None = None
@@ -93,8 +109,9 @@ class GuardedStream(trio.abc.Stream):
                 await trio.lowlevel.checkpoint()
                 head, self._head = self._head, b""
                 return head
-            data = await self._read(max_bytes)
-            self._guard.feed(self._frames(data))
+            data = await self._next(max_bytes)
+            end = self._guard.feed(data, self._response_part(data), TURN)
+            data, self._rest = data[:end], data[end:]
         except MessageTooLarge as error:
             self.refusal = str(error)
             self.abort()
@@ -105,6 +122,18 @@ class GuardedStream(trio.abc.Stream):
             raise
         if not data:
             self.until_end.cancel()
+        return bytes(data)
+
+    async def _next(self, max_bytes: int | None) -> memoryview:
+        """What the last turn left, or else what is read; each in a turn of its own."""
+        data, self._rest = self._rest, memoryview(b"")
+        if not data:
+            data = memoryview(await self._read(max_bytes))
+        elif self._turns is None:
+            await trio.lowlevel.checkpoint()
+        if self._turns is not None:
+            async with self._turns:  # one of its waiters is let in each time that all tasks have run
+                pass
         return data
 
     async def _read(self, max_bytes: int | None) -> bytes:
@@ -171,17 +200,17 @@ class GuardedStream(trio.abc.Stream):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._socket.close()
 
-    def _frames(self, data: bytes) -> bytes:
-        """The part of ``data`` that is frames: on the client's side, what stands behind the response head."""
+    def _response_part(self, data: memoryview) -> int:
+        """Where frames begin in ``data``: on the client's side, behind the response head."""
         if self._response is None:
-            return data
+            return 0
+        before = len(self._response)
         self._response += data
         end = self._response.find(_HEAD_END)
         if end < 0:
-            return b""
-        frames = bytes(self._response[end + len(_HEAD_END) :])
+            return len(data)
         self._response = None
-        return frames
+        return end + len(_HEAD_END) - before
 
 
 def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:

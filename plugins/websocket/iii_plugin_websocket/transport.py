@@ -12,6 +12,7 @@ import errno
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -46,6 +47,7 @@ class WebSocketTransport(MessageTransport):
             max_connections=settings.max_connections, max_pending=settings.max_pending_handshakes
         )
         self._clients = clients
+        self._turns: WeakValueDictionary[str, trio.StrictFIFOLock] = WeakValueDictionary()
         self._ca_file = settings.ca_file
 
     async def listen(
@@ -85,8 +87,12 @@ class WebSocketTransport(MessageTransport):
         remote: str | None = None,
         sandbox: str | None = None,
     ) -> None:
-        """As `MessageTransport.serve_stream`; counts against the same caps as accepted connections."""
-        await serve_connection(stream, listener, self._admission, remote=remote, sandbox=sandbox)
+        """As `MessageTransport.serve_stream`; counts against the same caps as accepted connections.
+
+        The connections of one sandbox share the time that the engine gives to one.
+        """
+        turns = self._turns.setdefault(sandbox, trio.StrictFIFOLock()) if sandbox is not None else None
+        await serve_connection(stream, listener, self._admission, remote=remote, sandbox=sandbox, turns=turns)
 
     async def connect(
         self, url: str, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None

@@ -93,6 +93,32 @@ def test_a_dripping_message_is_refused() -> None:
         feed_often(guard, b"x")
 
 
+def test_a_message_in_too_many_fragments_is_refused() -> None:
+    guard = FrameGuard(max_message=1000, max_fragments=50)
+    guard.feed(b"".join(frame(1 if i == 0 else 0, b"x", fin=i == 49) for i in range(50)))
+    with pytest.raises(MessageTooLarge, match="more than 50 fragments"):
+        guard.feed(b"".join(frame(1 if i == 0 else 0, b"", fin=False) for i in range(51)))
+
+
+@given(payloads=st.lists(st.binary(max_size=200), min_size=1, max_size=20), cut=st.integers(1, 500))
+def test_so_many_frames_are_looked_at_as_was_asked(payloads: list[bytes], cut: int) -> None:
+    """Where it stops is the end of a frame, and from there it goes on."""
+    frames = [frame(2, payload) for payload in payloads]
+    stream, ends = b"".join(frames), [0]
+    for part in frames:
+        ends.append(ends[-1] + len(part))
+    guard, position, stops = FrameGuard(max_message=200), 0, [0]
+    while position < len(stream):
+        end = guard.feed(stream[: position + cut], position, 3)
+        assert end > position
+        if end < min(position + cut, len(stream)):
+            assert end in ends
+            stops.append(end)
+        position = end
+    if cut == 500 and len(stream) <= 500:
+        assert stops[1:] == [end for end in ends[3::3] if end < len(stream)]
+
+
 def test_pieces_are_counted_per_message() -> None:
     guard = FrameGuard(max_message=1000, max_pieces=10)
     for _ in range(200):

@@ -141,8 +141,9 @@ def test_triggers_that_are_gone_leave_nothing_behind() -> None:
     for number in range(10):
         table.add(owner, m.RegisterTrigger(id=f"t{number}", trigger_type=f"type{number}", function_id="f"))
     for number in range(10):
-        assert table.remove(f"t{number}")
-    assert not any(vars(table).values())
+        assert table.remove(f"t{number}", owner)
+    assert not any(value for value in vars(table).values() if isinstance(value, dict))
+    assert owner.registered.used == 0
     assert not owner.triggers
 
 

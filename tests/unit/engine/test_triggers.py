@@ -112,7 +112,7 @@ async def test_a_provider_that_registers_its_type_again_never_holds_a_trigger_tw
     owner, provider = await connect(), await connect()
     await bind(owner)
     await provide(provider)
-    await provide(provider)
+    await provide(provider, call_request_format={})
     assert [await provider.receive() for _ in range(3)] == [forwarded(), dropped(), forwarded()]
     await provider.expect_silence()
 

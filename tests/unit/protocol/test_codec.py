@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from iii_core.protocol import messages as m
-from iii_core.protocol.codec import MalformedFrame, body_of, decode, encode, with_caller
+from iii_core.protocol.codec import CALLER_FIELDS, MalformedFrame, TooManyFields, body_of, decode, encode, with_caller
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -172,6 +172,57 @@ def test_bodies_pass_byte_for_byte(value: Any) -> None:
 def test_the_caller_is_put_into_objects(value: dict[str, Any], worker_id: object) -> None:
     body = with_caller(body_of(value), str(worker_id))
     assert json.loads(bytes(body)) == value | {"_caller_worker_id": str(worker_id)}
+
+
+KEY = '"_caller_worker_id"'
+ESCAPED = r'"_caller_worker\u005fid"'
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("{}", {}),
+        ("{ \n}", {}),
+        (f"{{ {KEY} : 1 }}", {}),
+        (f'{{{KEY}:"x"}}', {}),
+        (f'{{ {KEY} : "x" ,"a":1}}', {"a": 1}),
+        (f'{{{KEY}:"x",{KEY}:"y","a":1,{ESCAPED}:"z"}}', {"a": 1}),
+        (f'{{{KEY}:"a\\",","a":1}}', {"a": 1}),
+        (f'{{"a":{{{KEY}:1}},"b":[{{{ESCAPED}:1}}],"c":"_caller_worker_id"}}', None),
+        (f'{{"\\u00e9":{{{KEY}:2}},{ESCAPED}:1}}', {"é": {"_caller_worker_id": 2}}),
+    ],
+)
+def test_the_caller_is_there_once_whatever_was_written(text: str, kept: dict[str, Any] | None) -> None:
+    found = json.loads(bytes(with_caller(Raw(text.encode()), "w")), object_pairs_hook=Pairs)
+    names = [name for name, _ in found.pairs]
+    assert names.count("_caller_worker_id") == 1
+    wanted = json.loads(text) if kept is None else kept
+    assert json.loads(json.dumps(found)) == wanted | {"_caller_worker_id": "w"}
+
+
+class Pairs(dict[str, Any]):
+    """An object that remembers how often each key was written."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+class TestManyFields:
+    """An object of millions of fields must not be taken apart: that took seconds and gigabytes."""
+
+    FIELDS = ",".join(f'"{number}":0' for number in range(CALLER_FIELDS))
+
+    @pytest.mark.parametrize("first", ["", f'{KEY}:"x",', r'"\u00e9":{"_caller_worker_id":1},'])
+    def test_fields_are_not_decoded(self, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("iii_core.protocol.codec._objects", None)
+        text = f"{{{first}{self.FIELDS}}}".encode()
+        assert json.loads(bytes(with_caller(Raw(text), "w")))["_caller_worker_id"] == "w"
+
+    @pytest.mark.parametrize("key", [KEY, ESCAPED])
+    def test_a_caller_among_too_many_is_refused(self, key: str) -> None:
+        with pytest.raises(TooManyFields, match=f"may have {CALLER_FIELDS} fields"):
+            with_caller(Raw(f"{{{self.FIELDS},{key}:1}}".encode()), "w")
 
 
 def test_output_never_has_optional_nulls() -> None:
