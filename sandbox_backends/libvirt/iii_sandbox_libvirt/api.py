@@ -44,9 +44,6 @@ class Library(Protocol):
     def registerErrorHandler(self, f: Callable[..., None], ctx: Any) -> None: ...  # noqa: N802
     def virEventRegisterDefaultImpl(self) -> int: ...  # noqa: N802
     def virEventRunDefaultImpl(self) -> int: ...  # noqa: N802
-    def virEventAddTimeout(self, timeout: int, callback: Callable[..., None], opaque: Any) -> int: ...  # noqa: N802
-    def virEventUpdateTimeout(self, timer: int, timeout: int) -> None: ...  # noqa: N802
-    def virEventRemoveTimeout(self, timer: int) -> int: ...  # noqa: N802
 
 
 def load() -> Library:

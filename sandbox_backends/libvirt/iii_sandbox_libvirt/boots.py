@@ -14,13 +14,13 @@ import trio
 from iii_core.errors import SandboxError
 from iii_core.sandbox.host_processes import ProcessId
 from iii_core.sandbox.launcher import Boot
+from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 
 if TYPE_CHECKING:
     from iii_core.sandbox.host_processes import ProcessRecords
     from iii_sandbox_libvirt.connection import Connection
     from iii_sandbox_libvirt.places import Place
 
-DESTROY_TIMEOUT: Final = 5.0
 FAREWELL_TIMEOUT: Final = 5.0
 _PEERCRED: Final = struct.Struct("3i")
 

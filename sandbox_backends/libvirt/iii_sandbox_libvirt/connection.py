@@ -12,7 +12,7 @@ import trio
 from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.link.nursery import open_service_nursery
 from iii_sandbox_libvirt.api import Library, load
-from iii_sandbox_libvirt.eventloop import EventLoop
+from iii_sandbox_libvirt.eventloop import run_event_loop
 from iii_sandbox_libvirt.zombies import Zombies
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OPEN_TIMEOUT: Final = 10.0
-MAX_CALLS: Final = 8  # at a time; each has a thread
+DESTROY_TIMEOUT: Final = 5.0
+DESTROY_INTERVAL: Final = 0.05
+MAX_CALLS: Final = 16  # at a time; each has a thread
 _log = logging.getLogger("iii.sandbox.libvirt")
 
 
@@ -43,16 +45,40 @@ class Connection:
     async def create(self, name: str, xml: str, *, autodestroy: bool) -> trio.Event:
         """Create and start a transient domain; the event is set when libvirt says that it has stopped.
 
-        Raises `SandboxError` with libvirt's words; then there is no such domain.
+        Raises `SandboxError` with libvirt's words; then there is no such domain. Cancelling ends a QEMU that does not
+        come up: libvirt would wait for it for ever.
         """
-        stopped = self._stopped[name] = trio.Event()
         flags = self._library.VIR_DOMAIN_START_AUTODESTROY if autodestroy else 0
+        return await self._begin(name, partial(self._handle.createXML, xml, flags))
+
+    async def _begin(self, name: str, act: Callable[[], object]) -> trio.Event:
+        """Let a domain begin by ``act``."""
+        stopped = self._stopped[name] = trio.Event()
+        begun = trio.Event()
         try:
-            await self._call(partial(self._handle.createXML, xml, flags))
-        except BaseException:
+            async with open_service_nursery() as nursery:
+                nursery.start_soon(self._end_if_cancelled, name, begun)
+                try:
+                    await self._call(act)
+                finally:
+                    begun.set()
+        except BaseException as error:
             self._stopped.pop(name, None)
+            if not isinstance(error, SandboxError):  # cancelled, and libvirt may have been quicker
+                with trio.move_on_after(DESTROY_TIMEOUT, shield=True), suppress(SandboxError):
+                    await self.destroy(name)
             raise
         return stopped
+
+    async def _end_if_cancelled(self, name: str, begun: trio.Event) -> None:
+        try:
+            await begun.wait()
+        except trio.Cancelled:
+            with trio.move_on_after(DESTROY_TIMEOUT, shield=True), suppress(SandboxError):
+                while not begun.is_set():
+                    await self.destroy(name)
+                    await trio.sleep(DESTROY_INTERVAL)  # there may be no domain yet; libvirt has no event for that
+            raise
 
     async def destroy(self, name: str) -> None:
         """End a domain at once. Does nothing if there is none of that name."""
@@ -76,15 +102,19 @@ class Connection:
         """``abandon``: whoever cancels this does not wait for libvirt's answer."""
         async with open_service_nursery() as nursery:
             nursery.start_soon(self._zombies.reap)
-            return await trio.to_thread.run_sync(
-                partial(self._translated, act), limiter=self._threads, abandon_on_cancel=abandon
+            outcome = await trio.to_thread.run_sync(
+                partial(self._attempt, act), limiter=self._threads, abandon_on_cancel=abandon
             )
+        if isinstance(outcome, SandboxError):
+            raise outcome
+        return outcome
 
-    def _translated(self, act: Callable[[], T]) -> T:
+    def _attempt(self, act: Callable[[], T]) -> T | SandboxError:
+        """An error is returned: raised while the caller is cancelled, it would come out instead of the cancellation."""
         try:
             return act()
         except self._library.libvirtError as error:
-            raise translated(self._library, error) from error
+            return translated(self._library, error)
 
     def _lifecycle(self, _: Connect, domain: Domain, event: int, detail: int, opaque: object) -> None:
         """Called by libvirt's thread."""
@@ -133,18 +163,14 @@ async def open_connection(uri: str, emulator: str) -> AsyncGenerator[Connection]
             hint="apt install libvirt0 libvirt-daemon-driver-qemu, then reinstall iii-sandbox-libvirt",
         ) from error
     library.registerErrorHandler(_drop, None)  # errors come as exceptions; it would print them on stderr too
-    loop = EventLoop(library)
-    loop.start()
+    run_event_loop()
+    handle = await _open(library, uri)
+    connection = Connection(library, handle, Zombies(emulator))
     try:
-        handle = await _open(library, uri)
-        connection = Connection(library, handle, Zombies(emulator))
-        try:
-            yield connection
-        finally:
-            with trio.move_on_after(OPEN_TIMEOUT, shield=True):
-                await connection.close()
+        yield connection
     finally:
-        loop.stop()
+        with trio.move_on_after(OPEN_TIMEOUT, shield=True):
+            await connection.close()
 
 
 async def _open(library: Library, uri: str) -> Connect:
@@ -152,7 +178,10 @@ async def _open(library: Library, uri: str) -> Connect:
         with trio.fail_after(OPEN_TIMEOUT):
             return await trio.to_thread.run_sync(library.open, uri, abandon_on_cancel=True)
     except trio.TooSlowError as error:
-        raise BackendUnavailable(f"libvirt at {uri} did not answer within {OPEN_TIMEOUT:g} s") from error
+        raise BackendUnavailable(
+            f"libvirt at {uri} did not answer within {OPEN_TIMEOUT:g} s",
+            hint="restart libvirtd, or set `connection: embed`",
+        ) from error
     except library.libvirtError as error:
         message = translated(library, error).message
         raise BackendUnavailable(f"{message} ({uri})", hint=_hint(message)) from error

@@ -14,8 +14,9 @@ from iii_core.sandbox.hostclient import PROCESS_FOLDER
 from iii_core.sandbox.launching import open_launched
 from iii_sandbox_libvirt.connection import open_connection
 from iii_sandbox_libvirt.machine import LibvirtLauncher
-from iii_sandbox_libvirt.places import Places, User, hide_kvm
-from iii_sandbox_libvirt.policy import EMBEDDED, Accelerator
+from iii_sandbox_libvirt.places import Places, hide_kvm
+from iii_sandbox_libvirt.policy import EMBEDDED, SESSION, Accelerator
+from iii_sandbox_libvirt.users import User
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -37,8 +38,18 @@ def find_emulator(settings: Settings, context: OpenContext) -> Path:
 
 
 def qemu_user(settings: Settings) -> User | None:
-    """Whom QEMU runs as, if not as us. Raises `BackendUnavailable`."""
-    return User.named(settings.user) if settings.connection == EMBEDDED and os.geteuid() == 0 else None
+    """Whom QEMU runs as, if not as us. Raises `BackendUnavailable`, also for a connection that we cannot use."""
+    is_root = os.geteuid() == 0
+    if settings.connection == SESSION and is_root:
+        raise BackendUnavailable(
+            "root has no libvirt session of its own", hint="set `connection: embed`, or run as an ordinary user"
+        )
+    if settings.connection not in (SESSION, EMBEDDED) and not is_root:
+        raise BackendUnavailable(
+            f"only root can give its files to the QEMU of another daemon (connection: {settings.connection})",
+            hint="set `connection: embed` or `connection: session`",
+        )
+    return User.named(settings.user) if is_root else None
 
 
 @asynccontextmanager
@@ -47,19 +58,18 @@ async def open_driver(
 ) -> AsyncGenerator[SandboxDriver]:
     """Open the backend; all its sandboxes end with the block, their writable layers stay.
 
-    A process may have one open driver for each ``purpose``.
-
     Raises:
         BackendUnavailable: libvirt, QEMU or its user is missing, or libvirt refuses.
     """
     emulator = find_emulator(settings, context)
-    places = Places(context.runtime_dir, qemu_user(settings), purpose)
-    if accelerator is Accelerator.TCG and places.user is not None:
-        hide_kvm(places)
-    async with open_connection(_uri(settings, places), emulator.name) as connection:
-        await _sweep(connection, places)
-        places.open()
-        try:
+    embedded = settings.connection == EMBEDDED
+    places = Places(context.runtime_dir, qemu_user(settings), binds=embedded, purpose=purpose)
+    places.open()
+    try:
+        if embedded and accelerator is Accelerator.TCG and places.user is not None:
+            hide_kvm(places)
+        async with open_connection(_uri(settings, places), emulator.name) as connection:
+            await _sweep(connection, places)
             async with open_launched(
                 lambda nursery: LibvirtLauncher(
                     settings=settings,
@@ -73,8 +83,8 @@ async def open_driver(
                 )
             ) as driver:
                 yield driver
-        finally:
-            places.close()
+    finally:
+        places.close()
 
 
 def _uri(settings: Settings, places: Places) -> str:
@@ -85,7 +95,8 @@ def _uri(settings: Settings, places: Places) -> str:
 
 
 async def _sweep(connection: Connection, places: Places) -> None:
-    """End what a predecessor of ours left running."""
+    """End what a predecessor of ours left running, and remove its files."""
     for name in await connection.names():
-        if name.startswith(f"iii-{places.scope}-"):
+        if places.is_abandoned(name):
             await connection.destroy(name)
+    places.clear()

@@ -13,7 +13,8 @@ from iii_sandbox_guest.prepare import prepare_boot
 
 from iii_core.sandbox.launcher import Launcher, LaunchFailed
 from iii_sandbox_libvirt import policy
-from iii_sandbox_libvirt.boots import DESTROY_TIMEOUT, LibvirtBoot
+from iii_sandbox_libvirt.boots import LibvirtBoot
+from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 from iii_sandbox_libvirt.render import Disk, Guest, render
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class LibvirtLauncher(Launcher):
         """See `Launcher.launch`."""
         needs = Needs(image_format=spec.root.format, pids=spec.limits.pids)
         files = await trio.to_thread.run_sync(
-            partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel)
+            partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
         )
         place = self._places.make(spec.id)
         try:
@@ -109,7 +110,7 @@ class LibvirtLauncher(Launcher):
         data = spec.writable_dir / DATA_DISK
         place.give(data)
         return Guest(
-            name=f"iii-{self._places.scope}-{spec.id}",
+            name=self._places.domain(spec.id),
             emulator=self._emulator,
             accelerator=self._accelerator,
             vcpus=policy.vcpus(spec.limits),
@@ -138,8 +139,7 @@ class LibvirtLauncher(Launcher):
 
 
 async def _accept(listener: socket.socket) -> socket.socket:
-    """QEMU connects before libvirt says that it runs, so this is a matter of moments. Not blocking."""
-    listener.setblocking(False)
+    """QEMU connects before libvirt says that it runs, so this is a matter of moments."""
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
             await trio.lowlevel.wait_readable(listener)

@@ -3,80 +3,61 @@
 An ordinary user's QEMU runs as that user, and opens the files where they are. Root's QEMU runs as a user of its own,
 who can read neither root's home nor the private folders of the engine: so what a guest needs, and nothing else, is
 bind-mounted into a folder which that user can enter. The sandbox host's mount namespace is private, so these mounts
-end with it.
+end with it. A libvirt daemon does not see them: with one of those, the user must be let to the files themselves.
 """
 
 from __future__ import annotations
 
-import ctypes
+import atexit
+import fcntl
 import hashlib
+import itertools
 import os
-import pwd
 import shutil
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import BackendUnavailable, SandboxError
+from iii_sandbox_libvirt import mounts
+
+if TYPE_CHECKING:
+    from iii_sandbox_libvirt.users import User
 
 KVM: Final = Path("/dev/kvm")
 _ROOTS_FOLDER: Final = Path("/run/iii-vm")
-_MS_BIND: Final = 4096
-_MNT_DETACH: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Whom QEMU runs as."""
-
-    name: str
-    uid: int
-    gid: int
-
-    @classmethod
-    def named(cls, name: str) -> User:
-        """Raises `BackendUnavailable` if there is no such user."""
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            raise BackendUnavailable(
-                f"there is no user {name!r} for QEMU to run as",
-                hint="apt install libvirt-daemon-system, which makes it, or set `user` of the libvirt backend",
-            ) from None
-        return cls(name, entry.pw_uid, entry.pw_gid)
-
-    def may_write(self, path: Path) -> bool:
-        """Whether the user may open it for writing, by its permissions alone."""
-        status = path.stat()
-        owned = status.st_uid == self.uid and status.st_mode & 0o200
-        shared = status.st_gid in (self.gid, *os.getgrouplist(self.name, self.gid)) and status.st_mode & 0o020
-        return bool(owned or shared or status.st_mode & 0o002)
+_LIBVIRT: Final = "libvirt"
 
 
 @dataclass(slots=True)
 class Place:
-    """The folder of one guest."""
+    """The folder of one guest. ``user``: whom QEMU runs as, if not as us; ``binds``: whether it sees our mounts."""
 
     folder: Path
     user: User | None
-    mounts: list[Path] = field(default_factory=list[Path])
+    binds: bool
+    mounted: list[Path] = field(default_factory=list[Path])
 
     def show(self, name: str, source: Path) -> Path:
-        """The path by which QEMU reaches ``source``."""
+        """The path by which QEMU reaches ``source``. Raises `SandboxError` if it may not read it."""
         if self.user is None:
+            return source
+        _require_readable(self.user, source, through_folders=not self.binds)
+        if not self.binds:
             return source
         target = self.folder / name
         target.touch(mode=0o600)
-        _mount(source, target)
-        self.mounts.append(target)
+        mounts.bind(source, target)
+        self.mounted.append(target)
         return target
 
     def listen(self, name: str) -> socket.socket:
-        """A listening Unix socket that QEMU can connect to, at `path` (name)."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        """A listening Unix socket that QEMU can connect to, at `path` (name). Not blocking."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
+            self.path(name).unlink(missing_ok=True)
             listener.bind(str(self.path(name)))
             self.give(self.path(name))
             listener.listen(1)
@@ -96,30 +77,70 @@ class Place:
 
     def remove(self) -> None:
         """Undo it all. Idempotent."""
-        while self.mounts:
-            _libc().umount2(os.fsencode(self.mounts.pop()), _MNT_DETACH)
+        while self.mounted:
+            mounts.unbind(self.mounted.pop())
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Places:
-    """The folders of all guests of one driver."""
+    """The folders of all guests of one open driver.
 
-    def __init__(self, runtime_dir: Path, user: User | None, purpose: str) -> None:
-        project = hashlib.sha256(os.fsencode(runtime_dir)).hexdigest()[:10]
-        top = runtime_dir / "vm" if user is None else _ROOTS_FOLDER / project
-        self.scope: Final = f"{project[:8]}-{purpose}"
+    Args:
+        runtime_dir: whose drivers share a libvirt folder.
+        user: whom QEMU runs as, if not as us.
+        binds: whether QEMU sees the mounts of this process.
+        purpose: a letter or more; the name that guests get.
+    """
+
+    def __init__(self, runtime_dir: Path, user: User | None, *, binds: bool, purpose: str) -> None:
+        self._project = hashlib.sha256(os.fsencode(runtime_dir)).hexdigest()[:10]
+        self._top = runtime_dir / "vm" if user is None else _ROOTS_FOLDER / self._project
+        self._purpose = purpose
+        self._lease: int | None = None
         self.user: Final = user
-        self.libvirt: Final = top / "libvirt"
-        self.base: Final = top / purpose
+        self.binds: Final = binds
+        self.libvirt: Final = self._top / _LIBVIRT
+        self.base = self._top
 
     def open(self) -> None:
-        """Make the base folder, empty: what a killed predecessor left is removed. Raises `BackendUnavailable`."""
-        if self.user is not None and not has_private_mounts():
+        """Claim a base folder for as long as this process lives, or until `close`. Raises `BackendUnavailable`."""
+        if self.user is not None and self.binds and not mounts.have_own():
             raise BackendUnavailable(
                 "as root, this backend works only in a process whose mounts are its own",
                 hint="open it in a sandbox host (iii_core.sandbox.hostclient)",
             )
-        self.close()
+        for number in itertools.count(1):
+            self.base = self._top / f"{self._purpose}{number}"
+            self._make(self.base)
+            self._lease = _lock(self.base)
+            if self._lease is not None:
+                return
+
+    def domain(self, sandbox_id: str) -> str:
+        """The name of a guest's domain."""
+        return f"iii-{self._project}-{self.base.name}-{sandbox_id}"
+
+    def is_abandoned(self, domain: str) -> bool:
+        """Whether a domain was left by a driver of this project that has not been closed."""
+        mine, _, rest = domain.partition(f"iii-{self._project}-")
+        if mine or not rest:
+            return False
+        return self._is_free(self._top / rest.partition("-")[0])
+
+    def _is_free(self, base: Path) -> bool:
+        """Whether we may do with it what we like: it is ours, or nobody's."""
+        if base == self.base or not base.exists():
+            return True
+        lease = _lock(base)
+        if lease is not None:
+            os.close(lease)
+        return lease is not None
+
+    def clear(self) -> None:
+        """Remove what killed predecessors left."""
+        for base in self._bases():
+            if self._is_free(base):
+                _remove(base)
         self._make(self.base)
 
     def write_qemu_conf(self) -> Path:
@@ -130,7 +151,8 @@ class Places:
 
     def _make(self, folder: Path) -> None:
         """A private folder or, if QEMU has a user of its own, one that it can pass through."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self._top, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.user is None:
             return
         _require_ours(_ROOTS_FOLDER)
@@ -145,21 +167,23 @@ class Places:
         if self.user is not None:
             folder.chmod(0o750)
             os.chown(folder, 0, self.user.gid)
-        return Place(folder, self.user)
+        return Place(folder, self.user, self.binds)
 
     def close(self) -> None:
-        """Remove the base folder."""
-        for mounted in _mounts_below(self.base):
-            _libc().umount2(os.fsencode(mounted), _MNT_DETACH)
-        shutil.rmtree(self.base, ignore_errors=True)
+        """Remove the base folder; libvirt's goes with the process, for it does not let go of it before. Idempotent."""
+        if self._lease is None:
+            return
+        _remove(self.base)
+        os.close(self._lease)
+        self._lease = None
+        atexit.register(self._remove_top)
 
+    def _remove_top(self) -> None:
+        if self._top.is_dir() and not self._bases():
+            shutil.rmtree(self._top, ignore_errors=True)
 
-def has_private_mounts() -> bool:
-    """Whether this process sees other mounts than the one that started it (mount_namespaces(7))."""
-    try:
-        return Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{os.getppid()}/ns/mnt").readlink()
-    except OSError:
-        return False
+    def _bases(self) -> list[Path]:
+        return [path for path in self._top.iterdir() if path.name != _LIBVIRT]
 
 
 def hide_kvm(places: Places) -> None:
@@ -168,16 +192,16 @@ def hide_kvm(places: Places) -> None:
     It asks QEMU for its abilities with more rights than a guest's QEMU has; where only root may open ``/dev/kvm``, the
     two never agree, and it would ask again before each boot.
     """
-    if KVM.exists() and has_private_mounts():
+    if KVM.exists() and mounts.have_own():
         nothing = places.write_qemu_conf() / "no-kvm"
         nothing.touch(mode=0o000)
-        if not _is_mounted(KVM):
-            _mount(nothing, KVM)
+        if KVM not in mounts.below(KVM):
+            mounts.bind(nothing, KVM)
 
 
 def render_qemu_conf(user: User | None) -> str:
     """libvirt's ``qemu.conf`` of an embedded connection."""
-    settings: dict[str, object] = {"stdio_handler": "file"}
+    settings: dict[str, object] = {"stdio_handler": "file", "seccomp_sandbox": 1}
     if user is not None:
         settings |= {
             "user": f"+{user.uid}",
@@ -195,24 +219,38 @@ def _conf(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _mount(source: Path, target: Path) -> None:
-    if _libc().mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise SandboxError(f"cannot show {source} to QEMU: {reason}", details={"path": str(source)})
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds a lock (flock(2)) on a folder; None if another one does, or the folder is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists() and folder.stat().st_ino == os.fstat(descriptor).st_ino:  # not removed meanwhile
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+def _remove(folder: Path) -> None:
+    for mounted in mounts.below(folder):
+        mounts.unbind(mounted)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mounts_below(base: Path) -> list[Path]:
-    table = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    points = (Path(line.split()[4]) for line in table)
-    return [point for point in points if point.is_relative_to(base)]
-
-
-def _is_mounted(path: Path) -> bool:
-    return path in _mounts_below(path)
+def _require_readable(user: User, path: Path, *, through_folders: bool) -> None:
+    barrier = user.barrier(path, through_folders=through_folders)
+    if barrier is not None:
+        raise SandboxError(
+            f"QEMU's user {user.name} may not read {path}: {barrier} keeps it out",
+            hint=f"chmod o+r {path}"
+            if barrier == path
+            else f"chmod o+x {barrier}; or set `connection: embed`, which needs no such thing",
+            details={"path": str(path), "barrier": str(barrier)},
+        )
 
 
 def _require_ours(folder: Path) -> None:

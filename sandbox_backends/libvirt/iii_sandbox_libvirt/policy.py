@@ -29,6 +29,7 @@ MIN_MEMORY_MIB: Final = 96  # what the kernel and the agent need, with a little 
 DEFAULT_DISK_MIB: Final = 8192  # sparse: it costs what is written
 MAX_VCPUS: Final = 64
 EMBEDDED: Final = "embed"
+SESSION: Final = "session"
 
 
 class Accelerator(enum.StrEnum):
@@ -42,19 +43,27 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Settings of the ``libvirt`` backend.
 
     Attributes:
-        connection: ``embed`` (libvirt inside the sandbox host: no daemon, works as an ordinary user too), ``session``,
-            ``system``, or a libvirt URI of this machine.
+        connection: ``embed`` (libvirt inside the sandbox host: no daemon, works as an ordinary user too), ``session``
+            (an ordinary user's own daemon), ``system`` (the machine's daemon; as root), or a libvirt URI of this
+            machine, taken as ``system``. A daemon's QEMU opens files where they are: with ``system``, ``user`` must be
+            able to read the project's and the III_HOME folder.
         accelerator: ``auto`` boots a guest to find out.
-        kernel: the guest's kernel; None means the one ``iii sandbox setup`` fetched, or an installed one.
+        kernel: the guest's kernel, a bzImage or a folder with ``vmlinux`` and ``modules/``; None means the one that
+            ``iii sandbox setup`` fetched, or an installed one.
         emulator: QEMU's name or path.
-        user: whom QEMU runs as if the engine is root and the connection embedded.
+        user: whom QEMU runs as if the engine is root; with ``system`` it must be the user of libvirt's qemu.conf.
     """
 
     connection: str = EMBEDDED
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
-    kernel: Path | None = None
+    kernel: str | None = None
     emulator: str = "qemu-system-x86_64"
     user: str = "libvirt-qemu"
+
+    @property
+    def kernel_path(self) -> Path | None:
+        """`kernel`."""
+        return Path(self.kernel) if self.kernel is not None else None
 
 
 def vcpus(limits: Limits) -> int:

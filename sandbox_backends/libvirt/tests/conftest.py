@@ -1,0 +1,49 @@
+"""Fixtures of the libvirt backend's own tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iii_core.records import OpenContext
+from iii_core.sandbox.port import RootImage
+
+from .vmkit import HOME, TOOLS, Bench, fetched_kernel
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Path:
+    """The folder of the kernel that guests boot: ``vmlinux``, ``vmlinuz``, ``modules/``."""
+    return fetched_kernel()
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
+    """A squashfs image of busybox."""
+    folder = tmp_path_factory.mktemp("image")
+    root = folder / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for tool in TOOLS.split():
+        (root / "bin" / tool).symlink_to("busybox")
+    path = folder / "image.squashfs"
+    command = ["mksquashfs", root, path, "-all-root", "-comp", "lz4", "-quiet", "-no-progress"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return RootImage(path=path, format="squashfs", digest="sha256:" + "0" * 64)
+
+
+@pytest.fixture
+def context(tmp_path: Path, kernel: Path) -> OpenContext:
+    (tmp_path / "run").mkdir(mode=0o700)
+    return OpenContext(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", home=HOME, environ=dict(os.environ))
+
+
+@pytest.fixture
+def bench(context: OpenContext, image: RootImage, tmp_path: Path) -> Bench:
+    folder = tmp_path / "sandboxes"
+    folder.mkdir()
+    return Bench(context, image, folder)

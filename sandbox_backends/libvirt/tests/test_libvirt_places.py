@@ -1,0 +1,137 @@
+"""Where QEMU finds what it needs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from iii_sandbox_libvirt.places import Places, render_qemu_conf
+from iii_sandbox_libvirt.users import User
+
+from iii_core.errors import BackendUnavailable
+
+from .vmkit import HERE, python
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's QEMU has a user of its own")
+
+
+def open_places(runtime_dir: Path) -> Places:
+    places = Places(runtime_dir, None, binds=True, purpose="vm")
+    places.open()
+    return places
+
+
+def test_an_ordinary_users_files_are_where_they_are(tmp_path: Path) -> None:
+    places = open_places(tmp_path)
+    place = places.make("box")
+    assert place.show("root", tmp_path / "image") == tmp_path / "image"
+    for folder in (place.folder, *place.folder.relative_to(tmp_path).parents[:-1]):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+    with place.listen("link"), place.listen("console"):
+        assert sorted(path.name for path in place.folder.iterdir()) == ["console", "link"]
+    place.remove()
+    assert not place.folder.exists()
+    place.remove()
+    places.close()
+    assert not places.base.exists()
+    places.close()
+
+
+def test_each_open_driver_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    first, second = open_places(tmp_path), open_places(tmp_path)
+    assert first.base != second.base
+    assert first.domain("box") != second.domain("box")
+    mine = second.make("box").folder
+    first.clear()
+    assert mine.exists()
+    assert not first.is_abandoned(second.domain("box"))
+    first.close()
+    assert mine.exists()
+    third = open_places(tmp_path)
+    assert third.base == first.base
+    second.close()
+    third.close()
+
+
+def test_ids_of_any_length_make_short_paths(tmp_path: Path) -> None:
+    places = open_places(tmp_path)
+    lengths = {len(str(places.make(name).folder)) for name in ("a", "a" * 63, "a" * 62 + "b")}
+    assert len(lengths) == 1
+    places.close()
+
+
+def test_qemu_conf_of_an_ordinary_user() -> None:
+    assert render_qemu_conf(None) == 'stdio_handler = "file"\nseccomp_sandbox = 1\n'
+
+
+def test_qemu_conf_of_root() -> None:
+    assert render_qemu_conf(User("q", 5, 6)).splitlines() == [
+        'stdio_handler = "file"',
+        "seccomp_sandbox = 1",
+        'user = "+5"',
+        'group = "+6"',
+        "dynamic_ownership = 0",
+        "remember_owner = 0",
+        'security_driver = "none"',
+        "namespaces = []",
+        "cgroup_controllers = []",
+    ]
+
+
+@as_root
+def test_root_needs_mounts_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="whose mounts are its own") as caught:
+        Places(tmp_path, User("q", 5, 6), binds=True, purpose="vm").open()
+    assert "sandbox host" in (caught.value.hint or "")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("places")
+    command = ["unshare", "--mount", *python(HERE / "placesrunner.py", folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+EXPECTED: dict[str, object] = {
+    "outside": "PermissionError",
+    "shared": "shared",
+    "shared-write": "PermissionError",
+    "data-write": "7",
+    "data-now": "changed",
+    "list-folder": "['data', 'shared']",
+    "list-above": "PermissionError",
+    "socket": "connected",
+    "mounts-left": [],
+    "data-kept": True,
+    "of-the-living": False,
+    "of-the-dead": True,
+    "of-others": [False] * 4,
+    "bases": ["vm1"],
+    "mounts-of-the-dead": [],
+    "after-close": [],
+}
+
+
+@as_root
+@pytest.mark.parametrize("what", EXPECTED)
+def test_qemus_own_user(found: dict[str, Any], what: str) -> None:
+    assert found[what] == EXPECTED[what]
+
+
+@as_root
+def test_qemus_own_user_is_told_what_it_may_not(found: dict[str, Any]) -> None:
+    assert found["socket-length"] < 100
+    assert "libvirt-qemu may not read" in found["secret"]
+    assert "chmod o+r" in found["secret"]
+    assert "connection: embed" in found["unbound"]
+    assert "keeps it out" in found["unbound"]
+    assert found["foreign"].startswith("W231")
+    assert "belongs to somebody else" in found["foreign"]
