@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from iii_core import __version__
-from iii_core.app.settings import engine_config, is_engine_worker, unknown_workers
+from iii_core.app.declared import Declared, Providers, load_declared
+from iii_core.app.settings import is_engine_worker, unknown_workers
 from iii_core.control.server import serve_control
 from iii_core.engine import open_engine
-from iii_core.project.config import load_config
 from iii_core.project.context import provider_context
 from iii_core.project.locate import (
     control_socket,
@@ -30,11 +30,9 @@ from iii_core.project.locate import (
     remove_record,
     write_record,
 )
-from iii_core.project.lock import load_lock
-from iii_core.records import InProcessWorker
 from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.transport.port import ListenAddress
-from iii_core.workers.declare import managed_specs
+from iii_core.workers.check import check_entry
 from iii_core.workers.image_service import open_images
 from iii_core.workers.manager import WorkerManager
 from iii_core.workers.operations import WorkerOperations
@@ -48,10 +46,11 @@ if TYPE_CHECKING:
     from iii_core.engine import Engine
     from iii_core.engine.observe import WorkerInfo
     from iii_core.host import PluginHost
-    from iii_core.project.config import ProjectConfig
+    from iii_core.project.config import ProjectConfig, WorkerEntry
     from iii_core.project.locate import Project
     from iii_core.project.lock import Lock
     from iii_core.workers.image_service import ImageService
+    from iii_core.workers.sandbox_service import SandboxService
 
 _log = logging.getLogger(__name__)
 
@@ -64,31 +63,31 @@ class Application:
     def __init__(
         self,
         project: Project,
-        plugins: PluginHost,
+        providers: Providers,
         engine: Engine,
         manager: WorkerManager,
         images: ImageService,
-        config: ProjectConfig,
-        lock: Lock,
+        sandboxes: SandboxService,
+        declared: Declared,
     ) -> None:
         self.project = project
         self.manager = manager
         self.images = images
-        self._in_process = plugins.collect(InProcessWorker)
+        self._providers = providers
         self._engine = engine
-        self._config = config
-        self._lock = lock
+        self._sandboxes = sandboxes
+        self._declared = self._at_start = declared
         self._reloading = trio.Lock()
 
     @property
     def config(self) -> ProjectConfig:
         """The configuration in force."""
-        return self._config
+        return self._declared.config
 
     @property
     def lock(self) -> Lock:
         """The pins in force."""
-        return self._lock
+        return self._declared.lock
 
     @property
     def engine(self) -> Engine:
@@ -101,15 +100,22 @@ class Application:
         Raises `IIIError`: the file is not valid, or a listener cannot be opened. What was in force stays in force.
         """
         async with self._reloading:
-            config, lock = await trio.to_thread.run_sync(_load, self.project)
-            await self._engine.apply(engine_config(config, self.project.environ, self._in_process, self.project.root))
-            self._config, self._lock = config, lock
+            declared = await trio.to_thread.run_sync(load_declared, self.project, self._providers)
+            await self._engine.apply(declared.engine)
+            self._declared = declared
+            start = self._at_start
+            if (declared.backends, declared.registries) != (start.backends, start.registries):
+                _log.warning("settings of sandbox backends and registries are taken up when the engine starts again")
             await self.start_workers()
 
     async def start_workers(self) -> None:
         """Make the managed workers those that the configuration in force declares."""
         self._warn_unknown()
-        await self.manager.apply(managed_specs(self._config, self.project.environ, self._lock))
+        await self.manager.apply(self._declared.workers)
+
+    async def check_worker(self, entry: WorkerEntry) -> None:
+        """See `iii_core.workers.check.check_entry`; with the config.yaml that is in force."""
+        await check_entry(entry, self.config, self.project, self._sandboxes)
 
     def engine_status(self) -> dict[str, Any]:
         """``engine.status`` of the control socket."""
@@ -131,10 +137,10 @@ class Application:
 
     def is_engine_worker(self, name: str) -> bool:
         """Whether the engine itself answers to this name."""
-        return is_engine_worker(name, self._in_process)
+        return is_engine_worker(name, self._providers.in_process)
 
     def _warn_unknown(self) -> None:
-        for name in unknown_workers(self._config, self._in_process):
+        for name in unknown_workers(self.config, self._providers.in_process):
             _log.warning("no installed plugin provides worker %r of config.yaml; it is ignored", name)
 
 
@@ -184,21 +190,23 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
         AddressInUse: a listener's address is taken.
         PluginCollision: two plugins claim one name.
     """
-    config, lock = await trio.to_thread.run_sync(_load, project)
-    settings = engine_config(config, project.environ, plugins.collect(InProcessWorker), project.root)
+    providers = Providers.of(plugins)
+    declared = await trio.to_thread.run_sync(load_declared, project, providers)
     state_dir = make_state_dir(project)
     with _engine_lock(project):
         context = partial(provider_context, project)
         async with (
-            open_sandboxes(plugins, lambda: open_sandbox_host(context("sandbox-host"))) as sandboxes,
-            open_images(plugins, context) as images,
-            open_engine(settings, plugins=plugins, context=context("engine")) as engine,
+            open_sandboxes(
+                plugins, lambda: open_sandbox_host(context("sandbox-host"), config=declared.backends)
+            ) as sandboxes,
+            open_images(plugins, context, declared.registries) as images,
+            open_engine(declared.engine, plugins=plugins, context=context("engine")) as engine,
             trio.open_nursery() as supervisors,
         ):
             tunnel = EngineTunnel(engine)
             services = WorkerServices(images=images, sandboxes=sandboxes, engine=tunnel)
             manager = WorkerManager(supervisors, services, project=project.root, state_dir=state_dir)
-            application = Application(project, plugins, engine, manager, images, config, lock)
+            application = Application(project, providers, engine, manager, images, sandboxes, declared)
             try:
                 async with trio.open_nursery() as front:
                     path = control_socket(project)
@@ -212,10 +220,6 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
                 with trio.CancelScope(shield=True):  # bounded by the manager itself
                     await manager.stop_all()
             supervisors.cancel_scope.cancel()
-
-
-def _load(project: Project) -> tuple[ProjectConfig, Lock]:
-    return load_config(project), load_lock(project)
 
 
 @contextmanager

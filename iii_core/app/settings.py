@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,12 +11,14 @@ import msgspec
 
 from iii_core.engine.config import EngineConfig, ListenerConfig, TlsFiles
 from iii_core.errors import ConfigError, UnknownKey
+from iii_core.project.block import suggest
 from iii_core.project.config import DEFAULT_PORT, MANAGER, ProjectConfig
 from iii_core.project.expand import expand
+from iii_core.project.provider_settings import in_words, provider_settings
 
 if TYPE_CHECKING:
     from iii_core.project.config import WorkerEntry
-    from iii_core.records import InProcessWorker
+    from iii_core.records import InProcessWorker, Transport
 
 # Parts of the engine itself: named in configurations of the original, always there in this one.
 BUILT_IN: Final = frozenset({MANAGER, "iii-engine-functions", "iii-telemetry", "iii-observability", "configuration"})
@@ -45,15 +48,18 @@ def engine_config(
     environ: Mapping[str, str],
     workers: Mapping[str, InProcessWorker],
     root: Path,
+    transports: Mapping[str, Transport] | None = None,
 ) -> EngineConfig:
     """The engine's settings. Without a manager entry there is one listener on 127.0.0.1:49134.
 
-    ``root`` is the project's folder, which relative paths are relative to.
+    ``root`` is the project's folder, which relative paths are relative to; ``transports`` are those that there are.
 
     Raises `ConfigError` (wrong types, unknown keys, unset variables), naming worker and line.
     """
+    options = provider_settings(config.transports, transports or {}, environ, what="transport")
     managers = [entry for entry in config.workers if entry.name == MANAGER]
     listeners = tuple(_listener(entry, environ, root) for entry in managers) or (ListenerConfig(port=DEFAULT_PORT),)
+    listeners = tuple(replace(listener, options=options.get(listener.transport, {})) for listener in listeners)
     return EngineConfig(listeners=listeners, workers=_in_process(config, environ, workers))
 
 
@@ -100,36 +106,11 @@ def _checked(entry: WorkerEntry, environ: Mapping[str, str], kind: type[Any]) ->
     known = [field.encode_name for field in msgspec.structs.fields(kind)]
     for key in settings:
         if key not in known:
-            raise UnknownKey(f"{owner}: unknown key {key!r} in config", hint=_suggest(key, known))
+            raise UnknownKey(f"{owner}: unknown key {key!r} in config", hint=suggest(key, known))
     try:
         return settings, msgspec.convert(settings, kind, strict=True)
     except msgspec.ValidationError as error:
+        words, path = in_words(str(error))
         raise ConfigError(
-            f"{owner}: {_in_words(str(error))}", hint="correct that worker's config in config.yaml"
+            f"{owner}: config{path}: {words}", hint="correct that worker's config in config.yaml"
         ) from None
-
-
-_TYPES: Final = {
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`str`": "text",
-    "`bool`": "true or false",
-    "`array`": "a list",
-    "`object`": "a mapping",
-    "`null`": "nothing",
-}
-
-
-def _in_words(message: str) -> str:
-    """msgspec's complaint, such as "Expected `int`, got `str` - at `$.port`", for people who write YAML."""
-    message, _, path = message.partition(" - at `$")
-    for name, words in _TYPES.items():
-        message = message.replace(name, words)
-    return f"config{path.rstrip('`')}: {message[0].lower()}{message[1:]}"
-
-
-def _suggest(key: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"

@@ -48,6 +48,7 @@
     │   └── SnapshotUnusable        W238
     ├── LinkError                   W240
     │   └── LinkClosed              W241
+    │       └── LinkSilent          W243
     ├── ProcessSpawnError           W242
     └── InvocationError             (the code of the wire: ``function_not_found`` …)
 
@@ -109,6 +110,7 @@ from iii_core.errors.sandbox import (
     BootTimeout,
     LinkClosed,
     LinkError,
+    LinkSilent,
     ProcessSpawnError,
     SandboxDied,
     SandboxError,
@@ -142,6 +144,7 @@ __all__ = [
     "InvocationError",
     "LinkClosed",
     "LinkError",
+    "LinkSilent",
     "LockBusy",
     "LockfileMismatch",
     "NoMatchingPlatform",

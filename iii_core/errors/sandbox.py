@@ -71,6 +71,12 @@ class LinkClosed(LinkError):
     default_code = "W241"
 
 
+class LinkSilent(LinkClosed):
+    """The peer of a framed link has stopped answering."""
+
+    default_code = "W243"
+
+
 class ProcessSpawnError(IIIError):
     """A program could not be started inside a sandbox.
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from iii_core.errors import LinkClosed, LinkError, UsageError
+from iii_core.errors import LinkClosed, LinkError, LinkSilent, UsageError
 from iii_core.link import frames
 from iii_core.link.frames import Decoder, Frame, Hello
 from iii_core.link.handshake import RECEIVE_SIZE, Handshake, Role, shake_hands
@@ -133,7 +133,7 @@ class Mux:
                         raise LinkClosed("the link was cut within a frame" if decoder.in_frame else "the link ended")
                     decoder.feed(data)
                     continue
-                raise LinkClosed(f"the peer was silent for {self.limits.dead_after} s")
+                raise LinkSilent(f"the peer was silent for {self.limits.dead_after} s")
         except LinkError as error:
             self._end(error)
         except trio.BrokenResourceError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from iii_core.errors import ConfigError, InvalidName, UnknownKey, UnsetVariable
+from iii_core.project.block import NO_BLOCK, Block, block_of, suggest
 from iii_core.project.names import ENGINE_WORKERS, check_name
 from iii_core.project.read import Document, Mapping, Node, Scalar, Sequence, read_document, resolve, to_data
 
@@ -56,7 +57,7 @@ class WorkerEntry:
         worker_path: a folder, for workers that run from source.
         config: the worker's own settings, variables not expanded; None where the key is missing or empty.
         env: further environment variables of a managed worker, variables not expanded.
-        sandbox: settings of the sandbox, checked by the backend that reads them.
+        sandbox: settings of the sandbox, checked by `iii_core.project.sandbox_settings`.
     """
 
     name: str
@@ -66,7 +67,7 @@ class WorkerEntry:
     config: AbstractMapping[str, Any] | None = field(default=None, repr=False)
     env: AbstractMapping[str, str] = field(default_factory=dict[str, str], repr=False)
     resources: Resources = Resources()
-    sandbox: AbstractMapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    sandbox: Block = NO_BLOCK
     namespace: str | None = None
 
     @property
@@ -89,10 +90,10 @@ class ProjectConfig:
     """A whole config.yaml. ``workers`` in file order, with those of a legacy ``modules:`` list after them."""
 
     workers: tuple[WorkerEntry, ...] = ()
-    sandbox: AbstractMapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    sandbox: Block = NO_BLOCK
     rootfs: AbstractMapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    registries: AbstractMapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    transports: AbstractMapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    registries: Block = NO_BLOCK
+    transports: Block = NO_BLOCK
 
     def find(self, name: str) -> WorkerEntry | None:
         """The first entry of that name."""
@@ -129,10 +130,10 @@ def parse_config(document: Document) -> ProjectConfig:
     reader.check_duplicates(entries)
     return ProjectConfig(
         workers=tuple(entries),
-        sandbox=reader.settings(top.get("sandbox"), "sandbox"),
+        sandbox=reader.block(top.get("sandbox"), "sandbox"),
         rootfs=reader.settings(top.get("rootfs"), "rootfs"),
-        registries=reader.settings(top.get("registries"), "registries"),
-        transports=reader.settings(top.get("transports"), "transports"),
+        registries=reader.block(top.get("registries"), "registries"),
+        transports=reader.block(top.get("transports"), "transports"),
     )
 
 
@@ -183,7 +184,7 @@ class _Reader:
             config=self.settings(item.get("config"), f"'config' {where}") or None,
             env=self.environment(item.get("env"), f"'env' {where}"),
             resources=self.resources(item.get("resources"), f"'resources' {where}"),
-            sandbox=self.settings(item.get("sandbox"), f"'sandbox' {where}"),
+            sandbox=self.block(item.get("sandbox"), f"'sandbox' {where}"),
             namespace=self.text(item.get("namespace"), f"'namespace' {where}"),
         )
 
@@ -210,7 +211,7 @@ class _Reader:
         for key, _ in node.pairs:
             if key.text not in known:
                 raise self._document.error(
-                    key.line, f"unknown key {key.text!r} in {where}", hint=_suggest(key.text, known), kind=UnknownKey
+                    key.line, f"unknown key {key.text!r} in {where}", hint=suggest(key.text, known), kind=UnknownKey
                 )
         for merged in node.merged:
             self.check_keys(merged, known, where)
@@ -226,6 +227,11 @@ class _Reader:
             return {}
         data: dict[str, Any] = to_data(self.mapping(node, where))
         return data
+
+    def block(self, node: Node | None, where: str) -> Block:
+        if node is None or _is_null(node):
+            return NO_BLOCK
+        return block_of(self._document, self.mapping(node, where), where)
 
     def text(self, node: Node | None, where: str) -> str | None:
         if node is None or _is_null(node):
@@ -283,10 +289,3 @@ def _is_null(node: Node) -> bool:
 
 def _shown(node: Scalar) -> str:
     return node.text if node.text.isprintable() and len(node.text) < 60 else "…"
-
-
-def _suggest(key: str, known: tuple[str, ...]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 STARTUP_TIMEOUT = 20.0
 SHUTDOWN_TIMEOUT = 30.0
 CANCEL_TIMEOUT = 60.0
+PING_INTERVAL = 5.0
+SILENCE = 20.0
+"""Seconds; a host that does not answer for so long is frozen, and killed: what it cannot do, a new one can."""
 PROCESS_FOLDER = "processes"
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -68,6 +73,7 @@ async def open_sandbox_host(
             await connection.greet(context, config or {})
             async with open_background() as nursery:
                 nursery.start_soon(connection.run)
+                nursery.start_soon(connection.keep_alive)
                 yield _RemoteHost(connection)
         finally:
             ours.close()  # the lifeline: the host destroys everything and ends
@@ -162,6 +168,26 @@ class _Connection:
                 waiting.done.set()
             for queue in self._events.values():
                 queue.close()
+
+    async def keep_alive(self) -> None:
+        """Kill a host that does not answer any more; `run` sees its end."""
+        while not self._died.is_set():
+            await trio.sleep(PING_INTERVAL)
+            self._last_id += 1
+            number = self._last_id
+            waiting = self._pending[number] = _Pending()
+            try:
+                with trio.move_on_after(SILENCE) as scope:
+                    await self._messages.send(Call(id=number, backend="", method="ping", params={}))
+                    await waiting.done.wait()
+            except LinkClosed:
+                return
+            finally:
+                del self._pending[number]
+            if scope.cancelled_caught:
+                _log.error("the sandbox host has not answered for %g s and is killed", SILENCE)
+                self._process.kill()
+                return
 
     async def wait_died(self) -> str:
         """See `SandboxHost.wait_died`."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from iii_core.errors import PluginMissing
+from iii_core.project.provider_settings import convert_settings
 from iii_core.records import RegistryResolver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from typing import Any
 
     from iii_core.host import PluginHost
     from iii_core.images.port import Image, ImageResolver, ProgressSink
@@ -21,9 +23,16 @@ if TYPE_CHECKING:
 class ImageService:
     """The resolvers of one program. Methods may be called concurrently."""
 
-    def __init__(self, host: PluginHost, context: Callable[[str], OpenContext], stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        host: PluginHost,
+        context: Callable[[str], OpenContext],
+        stack: AsyncExitStack,
+        settings: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         self._records = host.collect(RegistryResolver)
         self._context = context
+        self._settings = settings
         self._stack = stack
         self._open: dict[str, ImageResolver] = {}
         self._opening = trio.Lock()
@@ -49,7 +58,8 @@ class ImageService:
         record = max(willing, key=lambda record: record.priority)
         async with self._opening:
             if record.name not in self._open:
-                opened = record.open(record.config(), self._context(record.name))
+                settings = convert_settings(self._settings.get(record.name, {}), record)
+                opened = record.open(settings, self._context(record.name))
                 self._open[record.name] = await self._stack.enter_async_context(opened)
         return self._open[record.name]
 
@@ -59,7 +69,17 @@ class ImageService:
 
 
 @asynccontextmanager
-async def open_images(host: PluginHost, context: Callable[[str], OpenContext]) -> AsyncGenerator[ImageService]:
-    """The image service of one program; ``context`` makes a provider's `OpenContext` from its name."""
+async def open_images(
+    host: PluginHost,
+    context: Callable[[str], OpenContext],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> AsyncGenerator[ImageService]:
+    """The image service of one program.
+
+    Args:
+        host: where the resolvers come from.
+        context: makes a provider's `OpenContext` from its name.
+        settings: of each resolver by name, checked (`iii_core.project.provider_settings`).
+    """
     async with AsyncExitStack() as stack:
-        yield ImageService(host, context, stack)
+        yield ImageService(host, context, stack, settings or {})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from iii_core.errors import IIIError
+from iii_core.errors import IIIError, PluginMissing, UnsupportedOperation
 from iii_core.project.edit import not_in_config
+from iii_core.workers.check import check_sandbox
 from iii_core.workers.run import STOP_GRACE, RunPlaces
 from iii_core.workers.spec import sandbox_id
 from iii_core.workers.supervisor import Supervisor
@@ -71,8 +72,21 @@ class WorkerManager:
             if name not in self._workers:
                 self._add(spec)
             elif self._workers[name].supervisor.spec != spec:
-                self._workers[name].supervisor.replace(spec)
+                self._workers[name].supervisor.replace(await self._checked(spec))
+            else:
+                self._workers[name].supervisor.keep()
         await self._end(gone)
+
+    async def _checked(self, spec: WorkerSpec) -> WorkerSpec:
+        """The spec, with a problem where its backend lacks what it needs: a running worker must not end for that."""
+        if spec.problem is None:
+            try:
+                await check_sandbox(spec, self._services.sandboxes)
+            except (UnsupportedOperation, PluginMissing) as error:
+                return replace(spec, problem=error)
+            except IIIError:  # of today, and no reason against the spec: its run will tell
+                return spec
+        return spec
 
     async def stop_all(self) -> None:
         """End every worker in an orderly way, all at once, within a bound."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from iii_core.control.server import Operation
-from iii_core.errors import IIIError, UsageError, leading_error
+from iii_core.errors import IIIError, LinkError, SandboxDied, UsageError, leading_error
 from iii_core.project.edit import not_in_config
 from iii_core.project.lock import pin_of
 from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
 from iii_core.workers.install import add_worker, drop_layers, remove_from_project
-from iii_core.workers.logs import FILE_NAMES, STDERR, STDOUT, tail
+from iii_core.workers.logs import tails
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from iii_core.control.server import Call
     from iii_core.engine.observe import WorkerInfo
@@ -138,8 +139,7 @@ class WorkerOperations:
             "line": entry.line,
             "engine": self._app.engine_status(),
             "logs": str(folder),
-            "stderr_tail": tail(folder / FILE_NAMES[STDERR], LOG_TAIL_LINES),
-            "stdout_tail": tail(folder / FILE_NAMES[STDOUT], LOG_TAIL_LINES),
+            **tails(folder, LOG_TAIL_LINES),
         }
 
     async def add(self, call: Call) -> dict[str, Any]:
@@ -223,13 +223,15 @@ class WorkerOperations:
         """Run a program in a worker's sandbox; see `iii_core.workers.exec`."""
         request = _arguments(call, ExecRequest)
         agent, plan = self._supervisor(request.name).agent()
-        return await exec_in_worker(request, agent, plan, call.stream)
+        with _told_as_worker(request.name):
+            return await exec_in_worker(request, agent, plan, call.stream)
 
     async def copy(self, call: Call) -> dict[str, Any]:
         """Copy files into or out of a worker's sandbox; see `iii_core.workers.copy`."""
         request = _arguments(call, CopyRequest)
         agent, plan = self._supervisor(request.name).agent()
-        return await copy_of_worker(request, agent, plan, call.stream)
+        with _told_as_worker(request.name):
+            return await copy_of_worker(request, agent, plan, call.stream)
 
     def _row(self, entry: WorkerEntry) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -272,6 +274,21 @@ def _external_row(worker: WorkerInfo) -> dict[str, Any]:
         "name": worker.name or worker.id, "type": "external", "version": worker.version, "pid": worker.pid,
         "status": "running", "isolation": None, "backend": None, "note": None,
     }  # fmt: skip
+
+
+@contextmanager
+def _told_as_worker(name: str) -> Generator[None]:
+    """The link that breaks is the sandbox's: whoever asked must not take it for the engine's."""
+    try:
+        yield
+    except (LinkError, ExceptionGroup) as error:
+        if not isinstance(leading_error(error), LinkError):
+            raise
+        raise SandboxDied(
+            f"the sandbox of worker {name!r} ended, or stopped answering, before this was done",
+            hint=f"see 'iii worker status {name}'; it is started again",
+            details={"name": name, "exit": "unknown"},
+        ) from error
 
 
 def _arguments(call: Call, kind: type[A]) -> A:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -40,6 +40,13 @@ class WorkerPlan:
     groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def as_single_user(self) -> WorkerPlan:
+        """The plan for a sandbox that has no user id but 0 (design §8)."""
+        if self.uid == self.gid == 0:
+            return replace(self, groups=())
+        note = f"user {self.uid}:{self.gid} is not there: it runs as the only user of its sandbox, 0:0"
+        return replace(self, uid=0, gid=0, groups=(), notes=(*self.notes, note))
+
 
 def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: Isolation) -> WorkerPlan:
     """Decide what to run.
@@ -50,9 +57,11 @@ def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: 
 
     Raises:
         ConfigError: the configured URL leads out of the sandbox, which has no network.
+        ConfigError: a published port is the engine's own inside.
         ImageUserUnknown: the image's ``USER`` is a name that the image doesn't know.
     """
-    user = _user(image)
+    user = ImageUser(uid=spec.user.uid, gid=spec.user.gid) if spec.user else _user(image)
+    _require_own_ports(spec, engine_port)
     home = user.home or ("/" if user.uid else "/root")
     base = {"PATH": DEFAULT_PATH, "HOME": home, **dict(image.config.env), **spec.env}
     asked = requested_url(base)
@@ -96,12 +105,29 @@ def _require_reachable(name: str, url: str, engine_port: int) -> None:
         )
 
 
+def _require_own_ports(spec: WorkerSpec, engine_port: int) -> None:
+    """Whoever could connect to the engine's port inside would speak to the engine as this worker."""
+    for port in spec.ports:
+        if port.guest in (engine_port, WELL_KNOWN_PORT):
+            raise ConfigError(
+                f"worker {spec.name!r}: port {port.guest} inside is the engine's and cannot be published",
+                hint="to make the engine reachable, set 'host' of iii-worker-manager",
+            )
+
+
 def _limits(spec: WorkerSpec, image: Image) -> Limits:
-    hints = image.hints
+    """By precedence (design §8): the entry, the image's hints, the project, the defaults."""
+    hints = Limits(cpus=image.hints.cpus, memory_mib=image.hints.memory_mib) if image.hints else Limits()
+    return first_limits(spec.limits, hints, spec.fallback, DEFAULT_LIMITS)
+
+
+def first_limits(*candidates: Limits) -> Limits:
+    """Of each limit the first that is given."""
     return Limits(
-        cpus=spec.limits.cpus or (hints.cpus if hints else None) or DEFAULT_LIMITS.cpus,
-        memory_mib=spec.limits.memory_mib or (hints.memory_mib if hints else None) or DEFAULT_LIMITS.memory_mib,
-        pids=spec.limits.pids or DEFAULT_LIMITS.pids,
+        **{
+            name: next((value for limits in candidates if (value := getattr(limits, name)) is not None), None)
+            for name in (member.name for member in fields(Limits))
+        }
     )
 
 

@@ -9,30 +9,38 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from iii_core.errors import IIIError, LinkClosed, SandboxDied, leading_error
+from iii_core.errors import ConfigError, IIIError, LinkClosed, LinkSilent, SandboxDied, leading_error
 from iii_core.link.nursery import open_service_nursery
-from iii_core.sandbox.agent import ProcessSpec, open_agent
+from iii_core.sandbox.agent import AgentTimeouts, ProcessSpec, open_agent
 from iii_core.sandbox.port import SandboxSpec
-from iii_core.workers.logs import RunLog
+from iii_core.workers.check import check_sandbox
+from iii_core.workers.logs import RunLog, Stream
 from iii_core.workers.plan import plan_worker
+from iii_core.workers.ports import open_ports
+from iii_core.workers.progress import ProgressNotes
 from iii_core.workers.state import Phase, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from iii_core.images.port import Image, Progress
+    from iii_core.images.port import Image
     from iii_core.sandbox.agent import Agent, AgentProcess, ExitStatus
     from iii_core.sandbox.port import SandboxDriver
     from iii_core.workers.plan import WorkerPlan
+    from iii_core.workers.ports import Ports
     from iii_core.workers.services import OpenBackend, WorkerServices
     from iii_core.workers.spec import WorkerSpec
 
 STOP_GRACE: Final = 10.0  # spec worker-cli §0.3
 POWER_OFF_GRACE: Final = 2.0
 CLEANUP_LIMIT: Final = 15.0
+AGENT_TIMEOUTS: Final = AgentTimeouts(silence=20.0)
+"""An agent that has not answered for so long is frozen: its sandbox is ended and the worker started anew."""
 CONSOLE_TAIL: Final = 4096
 CONSOLE_LINES: Final = 10
+_STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
+"""By the channel of the agent protocol."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,21 +105,23 @@ class WorkerRun:
     async def _whole_run(self, log: RunLog) -> ExitStatus:
         self._report(Phase.PREPARING)
         image = await self._image(log)
+        await check_sandbox(self._spec, self._services.sandboxes)
         backend = await self._services.sandboxes.backend(self._spec.backend)
         self.plan = plan_worker(
             self._spec, image, engine_port=self._services.engine.port, isolation=backend.record.isolation
         )
-        self.state.describe(image=image, backend=backend.record, plan=self.plan)
         self._report(Phase.BOOTING)
-        async with self._sandbox(image, backend, log) as agent:
-            return await self._process(agent, self.plan, log)
+        async with open_ports(self._spec.ports) as ports, self._sandbox(image, backend, log) as agent:
+            if self.state.sandbox is not None and self.state.sandbox.single_user:
+                self.plan = self.plan.as_single_user()
+            self.state.describe(image=image, backend=backend, plan=self.plan)
+            return await self._process(agent, self.plan, ports, log)
 
     async def _image(self, log: RunLog) -> Image:
-        def progress(step: Progress) -> None:
-            log.note(f"{step.stage} {step.item}".rstrip())
-
         if self._spec.problem is not None:
             raise self._spec.problem
+        _require_sources(self._spec)
+        progress = ProgressNotes(log.note)
         return await self._services.images.fetch(self._spec.source, refresh=False, progress=progress)
 
     @asynccontextmanager
@@ -125,6 +135,8 @@ class WorkerRun:
             console=self._places.console,
             hostname=_hostname(self._spec.name),
             limits=self.plan.limits,
+            egress=self._spec.egress,
+            mounts=self._spec.mounts,
         )
         console_start = _size(self._places.console)
         await driver.create(spec)
@@ -137,6 +149,7 @@ class WorkerRun:
                 stream,
                 tunnel_ports=engine.tunnel_ports,
                 serve_tunnel=lambda tunnel: engine.serve_tunnel(tunnel, self._id),
+                timeouts=AGENT_TIMEOUTS,
                 hostname=_hostname(self._spec.name),  # a machine has it from its agent alone
             ) as agent:
                 self.agent = agent
@@ -147,7 +160,7 @@ class WorkerRun:
                     with trio.move_on_after(POWER_OFF_GRACE, shield=True):
                         await agent.power_off(POWER_OFF_GRACE)
         except LinkClosed as error:
-            raise await self._death(driver, console_start) from error
+            raise await self._death(driver, console_start, error) from error
         finally:
             with trio.move_on_after(CLEANUP_LIMIT, shield=True) as scope:
                 await driver.stop(self._id, grace=POWER_OFF_GRACE)
@@ -155,20 +168,25 @@ class WorkerRun:
             if scope.cancelled_caught:
                 log.note("the sandbox could not be taken down in time")
 
-    async def _death(self, driver: SandboxDriver, console_start: int) -> SandboxDied:
+    async def _death(self, driver: SandboxDriver, console_start: int, why: LinkClosed) -> SandboxDied:
         """Why the link broke, with what the sandbox last said.
 
         The link may end a moment before the sandbox does; one that stays without its link is of no use and is killed.
         """
         await driver.stop(self._id, grace=POWER_OFF_GRACE)
         ended = (await driver.state(self._id)).exit or "unknown"
+        silent = isinstance(why, LinkSilent)
         return SandboxDied(
-            f"the sandbox of worker {self._spec.name!r} ended by itself ({ended})",
+            f"the sandbox of worker {self._spec.name!r} "
+            + ("did not answer any more, and was ended" if silent else f"ended by itself ({ended})"),
             hint=f"see 'iii worker logs {self._spec.name} --previous'",
-            details={"exit": ended, "console": _tail_since(self._places.console, console_start)},
+            details={
+                "exit": "frozen" if silent else ended,
+                "console": _tail_since(self._places.console, console_start),
+            },
         )
 
-    async def _process(self, agent: Agent, plan: WorkerPlan, log: RunLog) -> ExitStatus:
+    async def _process(self, agent: Agent, plan: WorkerPlan, ports: Ports, log: RunLog) -> ExitStatus:
         process = await agent.spawn(
             ProcessSpec(
                 argv=plan.argv,
@@ -186,6 +204,7 @@ class WorkerRun:
         async with open_service_nursery() as nursery:  # so that a broken link comes out as it is
             nursery.start_soon(self._services.engine.watch_sandbox, self._id, self._registration)
             nursery.start_soon(self._stop_on_request, process)
+            nursery.start_soon(ports.serve, agent, log.note)
             await _pump(process, log)
             status = await process.wait()
         log.note(f"worker exited with {status}")
@@ -207,7 +226,16 @@ class WorkerRun:
 
 async def _pump(process: AgentProcess, log: RunLog) -> None:
     while (output := await process.receive_output()) is not None:
-        log.write(*output)
+        log.write(_STREAMS[output[0]], output[1])
+
+
+def _require_sources(spec: WorkerSpec) -> None:
+    for mount in spec.mounts:
+        if not mount.source.is_dir():
+            raise ConfigError(
+                f"worker {spec.name!r}: {mount.source} is to be mounted, and is no folder",
+                hint="make it, or correct 'mounts' in the worker's sandbox settings",
+            )
 
 
 def _note_failure(log: RunLog, error: BaseException) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iii_core.errors import BackendUnavailable, PluginMissing, SandboxError, SandboxHostDied
+from iii_core.errors import BackendUnavailable, PluginMissing, SandboxError, SandboxHostDied, UnsupportedOperation
 from iii_core.records import SandboxBackend
+from iii_core.sandbox.port import check_supported
 from iii_core.workers.services import OpenBackend
 from iii_core.workers.spec import AUTO_BACKEND
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from iii_core.host import PluginHost
     from iii_core.sandbox.host import SandboxHost
+    from iii_core.sandbox.port import SandboxNeeds
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class SandboxService:
         self._host: SandboxHost | None = None
         self._opening = trio.Lock()
         self._chosen: str | None = None
+        self._passed_over: dict[str, str] = {}
 
     async def backend(self, name: str) -> OpenBackend:
         """See `iii_core.workers.services.Sandboxes.backend`."""
@@ -46,7 +49,20 @@ class SandboxService:
             if host is None:
                 host = self._host = await self._nursery.start(self._keep_host)
             record = self._named(name) if name != AUTO_BACKEND else await self._strongest(host)
-        return OpenBackend(record, await host.driver(record.name))
+            notes = () if name != AUTO_BACKEND else tuple(self._passed_over.values())
+        return OpenBackend(record, await host.driver(record.name), notes)
+
+    async def check(self, name: str, needs: SandboxNeeds) -> None:
+        """See `iii_core.workers.services.Sandboxes.check`."""
+        record = self._named(name) if name != AUTO_BACKEND else (await self.backend(name)).record
+        await trio.lowlevel.checkpoint()
+        try:
+            check_supported(needs, record.capabilities, record.name)
+        except UnsupportedOperation as error:
+            able = [other.name for other in self._records.values() if _supports(other, needs)]
+            if able:
+                error.hint = f"{error.hint}; {', '.join(sorted(able))} {'has' if len(able) == 1 else 'have'} it"
+            raise
 
     async def _keep_host(self, *, task_status: trio.TaskStatus[SandboxHost]) -> None:
         async with self._open_host() as host:
@@ -65,11 +81,12 @@ class SandboxService:
         return self._records[name]
 
     async def _strongest(self, host: SandboxHost) -> SandboxBackend:
-        """The strongest backend whose probe succeeds; remembered once found."""
+        """The strongest backend whose probe succeeds and that may be chosen so; remembered once found."""
         if self._chosen is not None:
             return self._records[self._chosen]
         reasons: dict[str, str] = {}
         hints: list[str] = []
+        by_name_only: list[str] = []
         for record in sorted(self._records.values(), key=lambda record: record.strength, reverse=True):
             try:
                 verdict = await host.probe(record.name)
@@ -78,17 +95,31 @@ class SandboxService:
             except SandboxError as error:
                 reasons[record.name] = error.message
                 continue
-            if verdict.ok:
+            if verdict.ok and verdict.automatic:
                 self._chosen = record.name
+                self._passed_over = {
+                    other: f"{other} is not chosen by itself: {reasons[other]}" for other in by_name_only
+                }
                 return record
+            by_name_only += [record.name] if verdict.ok else []
             reasons[record.name] = verdict.reason
             hints += [verdict.hint] if verdict.hint else []
+            if verdict.ok:
+                hints.append(f"'sandbox: {{backend: {record.name}}}' uses {record.name} nevertheless")
         raise BackendUnavailable(
             "no sandbox backend works on this machine: "
             + ("; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "none is installed"),
             hint="; ".join(hints) or "install one, such as iii-sandbox-bubblewrap",
             details={"backends": reasons},
         )
+
+
+def _supports(record: SandboxBackend, needs: SandboxNeeds) -> bool:
+    try:
+        check_supported(needs, record.capabilities, record.name)
+    except UnsupportedOperation:
+        return False
+    return True
 
 
 @asynccontextmanager

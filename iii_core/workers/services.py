@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from iii_core.images.port import Image, ProgressSink
     from iii_core.records import SandboxBackend
-    from iii_core.sandbox.port import SandboxDriver
+    from iii_core.sandbox.port import SandboxDriver, SandboxNeeds
 
 
 class Images(Protocol):
@@ -25,10 +25,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenBackend:
-    """A sandbox backend that works here, and its driver."""
+    """A sandbox backend that works here, its driver, and what people should know of the choice."""
 
     record: SandboxBackend
     driver: SandboxDriver
+    notes: tuple[str, ...] = ()
 
 
 class Sandboxes(Protocol):
@@ -41,6 +42,10 @@ class Sandboxes(Protocol):
             PluginMissing: there is no backend of that name.
             BackendUnavailable: it does not work here; the hint says what would help.
         """
+        ...
+
+    async def check(self, name: str, needs: SandboxNeeds) -> None:
+        """Raise `UnsupportedOperation` if that backend lacks what is needed; else as `backend` does."""
         ...
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from iii_core.errors import IIIError
+    from iii_core.project.sandbox_settings import PublishedPort, UserIds
+    from iii_core.sandbox.port import Egress, Mount
 
 AUTO_BACKEND: Final = "auto"
 
@@ -26,16 +28,28 @@ class WorkerSpec:
         source: what a registry resolver accepts, such as an image reference.
         env: the flattened ``config:`` block, variables expanded.
         limits: what the entry asks for; None members leave room for the image's hints and the defaults.
+        fallback: what the project asks for, where neither entry nor image do.
         backend: a sandbox backend's name, or ``auto``.
+        egress: leave to reach the outside; None for no network.
+        mounts: folders of this machine that it sees.
+        ports: where it can be reached from this machine.
+        user: whom it runs as, instead of the image's user.
         problem: why this entry cannot be started, found while reading it.
+        declared_at: where its sandbox's settings stand, for error messages.
     """
 
     name: str
     source: str
     env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     limits: Limits = Limits()
+    fallback: Limits = Limits()
     backend: str = AUTO_BACKEND
+    egress: Egress | None = None
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    user: UserIds | None = None
     problem: IIIError | None = None
+    declared_at: str = field(default="config.yaml", compare=False)
 
 
 def sandbox_id(project: str, name: str) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from iii_core.records import SandboxBackend
     from iii_core.sandbox.port import SandboxState
     from iii_core.workers.plan import WorkerPlan
+    from iii_core.workers.services import OpenBackend
 
 
 class Phase(enum.StrEnum):
@@ -49,9 +50,9 @@ class WorkerState:
     process_pid: int | None = None
     notes: tuple[str, ...] = ()
 
-    def describe(self, *, image: Image, backend: SandboxBackend, plan: WorkerPlan) -> None:
+    def describe(self, *, image: Image, backend: OpenBackend, plan: WorkerPlan) -> None:
         """Note what the run is made of."""
-        self.image, self.backend, self.notes = image, backend, plan.notes
+        self.image, self.backend, self.notes = image, backend.record, (*backend.notes, *plan.notes)
 
     @property
     def pid(self) -> int | None:

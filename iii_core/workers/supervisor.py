@@ -7,6 +7,7 @@ program that is not there) is ``failed`` at once.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 30.0
 STEADY_AFTER: Final = 30.0  # a run that lasted this long was fine; the next delay is the first one again
+_log = logging.getLogger(__name__)
 HOPELESS: Final = (ConfigError, ImageError, PluginError, ProcessSpawnError, BackendUnavailable, UnsupportedOperation)
 
 
@@ -62,6 +64,8 @@ class Supervisor:
         self._run: WorkerRun | None = None
         self._delay = FIRST_DELAY
         self._state = WorkerState()
+        self._refused: IIIError | None = None
+        self._told: str | None = None
         self.history = History()
 
     @property
@@ -134,10 +138,22 @@ class Supervisor:
         self._notify()
 
     def replace(self, spec: WorkerSpec) -> None:
-        """Use another spec; a live worker is restarted with it, a failed one tried again."""
+        """Use another spec; a live worker is restarted with it, a failed one tried again.
+
+        A live worker is left as it is by a spec with a `WorkerSpec.problem`: that is only told.
+        """
+        if spec.problem is not None and self._phase.alive:
+            self._refused = spec.problem
+            self._tell(f"worker {self._spec.name!r} goes on as it is", spec.problem)
+            return
+        self._refused = None
         self._spec = spec
         if self._wanted or self._phase is Phase.FAILED:
             self.restart()
+
+    def keep(self) -> None:
+        """The spec in use is the declared one (again)."""
+        self._refused = None
 
     def restart(self) -> None:
         """End the current run, if any, and begin another."""
@@ -176,10 +192,13 @@ class Supervisor:
     def as_json(self) -> dict[str, Any]:
         """The supervised part of ``worker.status``."""
         error = self.history.last_error
+        facts = self._state.as_json()
+        if self._refused is not None:
+            facts["notes"].append(f"its settings in config.yaml are not in use: {_in_short(self._refused)}")
         return {
             "name": self._spec.name,
             "status": self._phase.value,
-            **self._state.as_json(),
+            **facts,
             "pid": self._state.pid if self._run is not None else None,
             "restarts": self.history.restarts,
             "last_exit": self.history.last_exit,
@@ -221,7 +240,9 @@ class Supervisor:
         if is_hopeless(failure):
             self._wanted = False
             self._report(Phase.FAILED)
+            self._tell(f"worker {self._spec.name!r} failed", failure)
             return
+        self._tell(f"worker {self._spec.name!r} is started again", failure)
         self.history.restarts += 1
         self._hurry = False
         self._report(Phase.RESTARTING)
@@ -233,10 +254,18 @@ class Supervisor:
 
     def _report(self, phase: Phase) -> None:
         if phase is Phase.RUNNING:
-            self.history.last_error = None
+            self.history.last_error = self._told = None
         if phase is not self._phase:
             self._phase = phase
             self._notify()
+
+    def _tell(self, what: str, why: BaseException) -> None:
+        """Say it where the engine runs, once until it is another reason or the worker has been ready."""
+        text = f"{what}: {_in_short(why)}"
+        if text != self._told:
+            self._told = text
+            hint = why.hint if isinstance(why, IIIError) else None
+            _log.warning("%s%s", text, f" (hint: {hint})" if hint else "")
 
     def _notify(self) -> None:
         self._changed.unpark_all()
@@ -244,3 +273,7 @@ class Supervisor:
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             await self._changed.park()
+
+
+def _in_short(error: BaseException) -> str:
+    return f"[{error.code}] {error.message}" if isinstance(error, IIIError) else repr(error)

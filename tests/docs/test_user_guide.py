@@ -14,6 +14,7 @@ from iii_core import errors
 from iii_core.app.settings import ListenerSettings
 from iii_core.project.config import parse_config
 from iii_core.project.read import parse_document
+from iii_core.project.sandbox_settings import Places
 from iii_core.workers.declare import managed_specs
 from iiitools.worktree import ROOT
 
@@ -76,7 +77,8 @@ def test_the_example_of_config_yaml_is_valid() -> None:
     assert blocks
     for block in blocks:
         config = parse_config(parse_document(block, name="user-guide.md"))
-        spec = managed_specs(config, {"MY_API_KEY": "k"})["image-resize"]
+        places = Places(project=GUIDE.parent)
+        spec = managed_specs(config, {"MY_API_KEY": "k"}, places=places)["image-resize"]
         assert spec.problem is None
         assert spec.env == {
             "LOG_LEVEL": "debug", "MY_API_KEY": "k", "S3_BUCKET": "pics", "S3_RETRIES": "3", "TZ": "Europe/Berlin",

@@ -14,10 +14,11 @@ from iii_core.cli.output import data_json, is_terminal, printable, styled
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.cli.worker.rows import find_row
-from iii_core.cli.worker.tail import has_output, tail_lines
+from iii_core.cli.worker.tail import has_output
 from iii_core.errors import EngineNotRunning
 from iii_core.project.locate import read_record
 from iii_core.project.names import check_name
+from iii_core.workers.logs import tails
 
 if TYPE_CHECKING:
     from iii_core.project.locate import Project
@@ -87,8 +88,7 @@ def worker_facts(project: Project, name: str) -> dict[str, Any]:
         "engine": None,
         "config_path": str(project.config_path),
         "logs": str(folder),
-        "stderr_tail": tail_lines(folder / "stderr.log", TAIL_LINES),
-        "stdout_tail": tail_lines(folder / "stdout.log", TAIL_LINES),
+        **tails(folder, TAIL_LINES),
     }
 
 
@@ -98,10 +98,10 @@ def render(facts: dict[str, Any]) -> str:
     pid = f" (pid {facts['pid']})" if facts.get("pid") else ""
     lines = ["", f"  {styled(mark, colour)} {printable(facts['name'])} {words}{pid}", ""]
     lines += [f"{label + ':':>12}  {printable(value)}" for label, value in _details(facts) if value]
-    for stream in ("stderr", "stdout"):
+    for stream, title in (("iii", "iii said"), ("stderr", "last lines of stderr"), ("stdout", "last lines of stdout")):
         tail: list[str] = facts.get(f"{stream}_tail") or []
         if shown := [line for line in tail if line.strip()][-TAIL_LINES:]:
-            lines += ["", f"  last lines of {stream}:", *(f"    {printable(line)}" for line in shown)]
+            lines += ["", f"  {title}:", *(f"    {printable(line)}" for line in shown)]
     return "\n".join([*lines, ""])
 
 

@@ -1,4 +1,4 @@
-"""Reading log files from their end, and following them through rotation."""
+"""Following log files through rotation."""
 
 from __future__ import annotations
 
@@ -6,52 +6,38 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from iii_core.workers.logs import LOG_FILE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_TAIL: Final = 1 << 20
 _CHUNK: Final = 1 << 16
 _GENERATIONS: Final = 16
 _LONGEST_LINE: Final = 1 << 20
 
 
-def tail_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a file, out of its last MiB; none where there is no file. What is not UTF-8 is replaced."""
-    try:
-        with path.open("rb") as file:
-            return _tail(file, count)
-    except OSError:
-        return []
-
-
-def has_output(folder: str) -> bool:
+def has_output(folder: str | Path) -> bool:
     """Whether a log folder holds any output."""
-    return any(_size(Path(folder) / name) for name in ("stdout.log", "stderr.log"))
+    try:
+        return bool(folder) and (Path(folder) / LOG_FILE).stat().st_size > 0
+    except OSError:
+        return False
 
 
 class Follower:
-    """Gives what is added to a log file, whole lines only.
+    """Gives what is in a log file, and then what is added to it, whole lines only.
 
     A file that is replaced is read to its end and then left for the new one; one that shrinks is read from its start.
     It may not exist yet.
     """
 
-    def __init__(self, path: Path, *, count: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._count = count
         self._file: BinaryIO | None = None
         self._rest = b""
 
-    def start(self) -> list[str]:
-        """Open the file and give its last lines; following goes on behind them."""
-        try:
-            self._file = self._path.open("rb")
-        except OSError:
-            return []
-        return _tail(self._file, self._count, whole=True)
-
     def poll(self) -> Iterator[str]:
-        """Whole lines that were added since the last call."""
+        """Whole lines that were added since the last call; at first all."""
         if self._file is not None:
             yield from self._read(self._file)
             if self._is_current(self._file):
@@ -115,28 +101,5 @@ class Follower:
                 self._rest = b""
 
 
-def _tail(file: BinaryIO, count: int, *, whole: bool = False) -> list[str]:
-    """The last lines; ``whole`` leaves out one that has no end yet, and the file's position before it."""
-    size = file.seek(0, os.SEEK_END)
-    start = max(0, size - MAX_TAIL)
-    file.seek(start)
-    lines = file.read(size - start).split(b"\n")
-    rest = lines.pop()
-    if rest and whole:
-        file.seek(-len(rest), os.SEEK_CUR)
-    elif rest:
-        lines.append(rest)
-    if start and len(lines) > 1:
-        del lines[0]
-    return [_text(line) for line in lines[-count:]] if count else []
-
-
 def _text(line: bytes) -> str:
-    return line.removesuffix(b"\r").decode("utf-8", "replace")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    return line.decode("utf-8", "replace")

@@ -27,6 +27,6 @@ def test_a_typescript_worker_answers_logs_and_stops(project: IIIProject, registr
     assert "FOO: bar" in project.config.read_text()
     assert json.loads(project.ok("trigger", "my-worker::hello", "name=you")) == {"message": "Hello!"}
     project.ok("worker", "stop", "-y", "hello-worker")
-    log = (project.folder / ".iii" / "logs" / "hello-worker" / "stderr.log").read_text()
+    log = (project.folder / ".iii" / "logs" / "hello-worker" / "worker.log").read_text()
     assert "worker exited with" in log
     assert "signal 9" not in log.splitlines()[-1], "SIGTERM was enough"

@@ -88,7 +88,7 @@ def test_sigterm_to_the_engine_is_orderly_and_leaves_nothing(project: IIIProject
     assert children
     assert project.stop() == 0
     assert not still_running(children, within=15)
-    log = (project.folder / ".iii" / "logs" / NAME / "stderr.log").read_text()
+    log = (project.folder / ".iii" / "logs" / NAME / "worker.log").read_text()
     assert "worker exited with" in log, "the worker itself got SIGTERM and its time"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iii_core.cli.worker.tail import Follower, tail_lines
-from iii_core.workers.logs import STDERR, STDOUT, RunLog
+from iii_core.cli.worker.tail import Follower
+from iii_core.workers.logs import LOG_FILE, LineReader, RunLog, Stream
+
+STDOUT, STDERR = Stream.STDOUT, Stream.STDERR
 
 
 @pytest.fixture
@@ -21,9 +25,15 @@ def logs(project: Any) -> Path:
     return folder
 
 
+def write(logs: Path, stream: Stream, data: bytes) -> None:
+    with closing(RunLog(logs)) as log:
+        log.write(stream, data)
+
+
 def test_streams_go_where_they_came_from(project: Any, logs: Path) -> None:
-    (logs / "stdout.log").write_bytes(b"".join(b"out %d\n" % n for n in range(150)))
-    (logs / "stderr.log").write_bytes(b"err\nbad \xff\x9b\nno end")
+    with closing(RunLog(logs)) as log:
+        log.write(STDOUT, b"".join(b"out %d\n" % n for n in range(150)))
+        log.write(STDERR, b"err\nbad \xff\x9b\nno end")
     done = project("worker", "logs", "still")
     assert done.code == 0
     assert done.out.splitlines() == [f"out {n}" for n in range(50, 150)]
@@ -42,7 +52,7 @@ def test_unknown_workers(project: Any, logs: Path) -> None:
     assert done.code == 1
     assert "[W112]" in done.err
     project.config.write_text("workers: []\n")
-    (logs / "stdout.log").write_text("left behind\n")
+    write(logs, STDOUT, b"left behind\n")
     assert project("worker", "logs", "still").out == "left behind\n"
 
 
@@ -58,15 +68,16 @@ def test_previous_run(project: Any, logs: Path) -> None:
 
 
 def test_a_terminal_gets_colours_but_no_commands(project: Any, logs: Path, terminal: Any) -> None:
-    (logs / "stdout.log").write_bytes(b"\x1b[31mred\x1b[0m \x1b[2J\x1b]0;title\x07 \xc2\x9b2J\n")
+    text = b"\x1b[31mred\x1b[0m \x1b[2J\x1b]0;title\x07 \xc2\x9b2J\n"
+    write(logs, STDOUT, text)
     shown = terminal("worker", "logs", "still")
     assert shown.wait() == 0
     assert b"\x1b[31mred\x1b[0m \\x1b[2J\\x1b]0;title\\x07 \\x9b2J\r\n" in shown.seen
-    assert project("worker", "logs", "still").raw == (logs / "stdout.log").read_bytes()
+    assert project("worker", "logs", "still").raw == text
 
 
 def test_follow(project: Any, logs: Path) -> None:
-    log = RunLog(logs, max_bytes=40)
+    log = RunLog(logs, max_bytes=100)
     log.write(STDOUT, b"old\nunfinished")
     process = project.start("worker", "logs", "still", "--follow")
     assert process.stdout.readline() == b"old\n"
@@ -81,7 +92,7 @@ def test_follow(project: Any, logs: Path) -> None:
     log = RunLog(logs)  # the worker was restarted
     log.write(STDOUT, b"a new run\n")
     assert process.stdout.readline() == b"a new run\n"
-    os.truncate(logs / "stdout.log", 0)
+    os.truncate(logs / LOG_FILE, 0)
     log.write(STDOUT, b"cut\n")
     assert process.stdout.readline() == b"cut\n"
     log.close()
@@ -101,7 +112,7 @@ def test_follow_what_does_not_exist_yet(project: Any, logs: Path) -> None:
 
 
 def test_the_reader_leaves(project: Any, logs: Path) -> None:
-    (logs / "stdout.log").write_bytes(b"x" * 99 + b"\n" * 500_000)
+    write(logs, STDOUT, b"x" * 99 + b"\n" * 200_000)
     process = project.start("worker", "logs", "still", "-n", "400000")
     process.stdout.read(10)
     process.stdout.close()
@@ -116,35 +127,68 @@ def test_lines_must_be_a_number(project: Any) -> None:
         assert "[W106]" in done.err
 
 
-class TestTail:
-    def test_only_the_end_of_a_large_file_is_read(self, tmp_path: Path) -> None:
-        path = tmp_path / "log"
-        path.write_bytes(b"first\n" + b"x" * (1 << 20) + b"\nlast\n")
-        assert tail_lines(path, 10) == ["last"]
-        assert tail_lines(tmp_path / "missing", 10) == []
+def test_one_terminal_shows_them_in_their_order(project: Any, logs: Path, terminal: Any) -> None:
+    with closing(RunLog(logs)) as log:
+        log.note("booting")
+        log.write(STDOUT, b"one\n")
+        log.write(STDERR, b"two\n")
+        log.write(STDOUT, b"three\n")
+        log.note("worker exited with exit 0")
+    shown = terminal("worker", "logs", "still")
+    assert shown.wait() == 0
+    assert b"[iii] booting\r\none\r\ntwo\r\nthree\r\n[iii] worker exited with exit 0\r\n" in shown.seen
 
+
+def test_one_stream_and_timestamps(project: Any, logs: Path) -> None:
+    with closing(RunLog(logs)) as log:
+        log.write(STDOUT, b"out\n")
+        log.write(STDERR, b"err\n")
+        log.note("said")
+    assert (project("worker", "logs", "still", "--stream", "iii").err) == "[iii] said\n"
+    done = project("worker", "logs", "still", "--stream", "stdout", "--stream", "stderr", "-t")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]{15}Z stdout out\n", done.out)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]{15}Z stderr err\n", done.err)
+    assert project("worker", "logs", "still", "--stream", "nope").code == 2
+
+
+def test_a_worker_cannot_look_like_iii(project: Any, logs: Path, terminal: Any) -> None:
+    forged = b"[iii] one\n\x1b[1m [\x1b[0miii] two\n\xe2\x80\x8b[iii] three\n"
+    with closing(RunLog(logs)) as log:
+        log.write(STDERR, forged)
+        log.write(STDOUT, forged)
+        log.note("true")
+    done = project("worker", "logs", "still")
+    assert done.err.splitlines() == ["\\x5biii] one", "\\x5biii] two", "\\x5biii] three", "[iii] true"]
+    assert done.raw == forged, "what goes to a program is left as it is"
+    shown = terminal("worker", "logs", "still")
+    assert shown.wait() == 0
+    assert shown.seen.count(b"[iii]") == 1
+
+
+class TestFollower:
     def test_files_that_come_and_go_between_two_looks(self, tmp_path: Path) -> None:
         log = RunLog(tmp_path, max_bytes=10)
-        follower = Follower(tmp_path / "stdout.log", count=10)
+        follower, reader = Follower(tmp_path / LOG_FILE), LineReader()
         log.write(STDOUT, b"zero\n")
-        assert follower.start() == ["zero"]
+        assert texts(reader, follower) == ["zero"]
         for number in range(3):
             log.write(STDOUT, b"number %d\n" % number)
-        assert list(follower.poll()) == ["number 0", "number 1", "number 2"]
-        assert list(follower.poll()) == []
+        assert texts(reader, follower) == ["number 0", "number 1", "number 2"]
+        assert texts(reader, follower) == []
         follower.close()
         log.close()
 
     def test_a_line_without_end_is_given_in_pieces(self, tmp_path: Path) -> None:
-        path = tmp_path / "log"
-        follower = Follower(path, count=10)
-        assert follower.start() == []
-        with path.open("wb") as file:
-            file.write(b"y" * (3 << 20))
-            file.flush()
-            pieces = list(follower.poll())
-            assert sum(map(len, pieces)) > 2 << 20
-            file.write(b"\nz\n")
-            file.flush()
-            assert list(follower.poll())[-1] == "z"
+        log = RunLog(tmp_path)
+        follower, reader = Follower(tmp_path / LOG_FILE), LineReader()
+        for _ in range(48):
+            log.write(STDOUT, b"y" * 65536)
+        assert sum(map(len, texts(reader, follower))) > 2 << 20
+        log.write(STDOUT, b"\nz\n")
+        assert texts(reader, follower)[-1] == "z"
         follower.close()
+        log.close()
+
+
+def texts(reader: LineReader, follower: Follower) -> list[str]:
+    return [line.text for line in reader.read(follower.poll())]

@@ -6,10 +6,13 @@ import json
 import os
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from iii_core.workers.logs import RunLog, Stream
 
 BAD_NAMES = ["../x", ".x", "a b", "", "a/b", "x" * 200]
 
@@ -157,7 +160,8 @@ class TestStatus:
     def test_without_engine(self, project: Any) -> None:
         logs = project.root / ".iii/logs/still"
         logs.mkdir(parents=True)
-        (logs / "stderr.log").write_text("one\ntwo\n")
+        with closing(RunLog(logs)) as log:
+            log.write(Stream.STDERR, b"one\ntwo\n")
         done = project("worker", "status", "still")
         assert done.code == 1
         assert "engine:  stopped (run `iii` in another terminal)" in done.err

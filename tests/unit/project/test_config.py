@@ -52,10 +52,10 @@ workers:
     }
     assert thumbs.env == {"DEBUG": "true", "N": "5", "S": "x", "VERSION": "1.10"}
     assert thumbs.resources == Resources(cpus=0.5, memory_mib=512)
-    assert (thumbs.sandbox, thumbs.namespace) == ({"backend": "none"}, "blue")
+    assert (thumbs.sandbox.data, thumbs.namespace) == ({"backend": "none"}, "blue")
     assert (math.name, math.kind, math.worker_path) == ("math", "local", "/home/me/math")
-    assert config.sandbox == {"backend": "bubblewrap", "pids": 100}
-    assert config.registries == {"oci": {"insecure": ["localhost"]}}
+    assert config.sandbox.data == {"backend": "bubblewrap", "pids": 100}
+    assert config.registries.data == {"oci": {"insecure": ["localhost"]}}
     assert config.find("thumbs") is thumbs
     assert config.find("nobody") is None
 

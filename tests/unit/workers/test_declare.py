@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from iii_core.errors import UnknownKey
 from iii_core.project.config import parse_config
 from iii_core.project.read import parse_document
-from iii_core.sandbox.port import Limits
+from iii_core.project.sandbox_settings import Places, PublishedPort, UserIds
+from iii_core.sandbox.port import Egress, Limits, Mount
 from iii_core.workers.declare import managed_specs
 from iii_core.workers.spec import WorkerSpec
 
+PLACES = Places(project=Path("/work/project"), user_home=Path("/home/me"), private=(Path("/work/project/.iii"),))
+
 
 def specs(text: str, **environ: str) -> dict[str, WorkerSpec]:
-    return managed_specs(parse_config(parse_document(text, name="config.yaml")), environ)
+    return managed_specs(parse_config(parse_document(text, name="config.yaml")), environ, places=PLACES)
 
 
 def test_only_managed_workers_have_specs_and_config_becomes_environment() -> None:
@@ -56,19 +62,44 @@ def test_an_unset_variable_is_the_trouble_of_one_worker() -> None:
 
 
 def test_precedence_of_limits_and_backend() -> None:
+    """What the project says comes after the image's hints, and so stays apart (`WorkerSpec.fallback`)."""
     found = specs(
         """
-sandbox: {backend: shared, cpus: 1, memory: 1Gi, pids: 10}
+sandbox: {backend: shared, cpus: 1, memory: 1Gi, pids: 10, disk: 1Gi}
 workers:
 - {name: a, image: x/a}
 - {name: b, image: x/b, resources: {cpus: 3, memory: 512}}
-- {name: c, image: x/c, resources: {cpus: 3}, sandbox: {backend: own, cpus: 0.5, memory: "${M}"}}
+- {name: c, image: x/c, resources: {cpus: 3}, sandbox: {backend: own, cpus: 0.5, memory: "${M}", disk: 64}}
 """,
         M="256",
     )
-    assert (found["a"].limits, found["a"].backend) == (Limits(cpus=1, memory_mib=1024, pids=10), "shared")
-    assert found["b"].limits == Limits(cpus=3, memory_mib=512, pids=10)
-    assert (found["c"].limits, found["c"].backend) == (Limits(cpus=0.5, memory_mib=256, pids=10), "own")
+    assert found["a"].fallback == Limits(cpus=1, memory_mib=1024, pids=10, disk_mib=1024)
+    assert (found["a"].limits, found["a"].backend) == (Limits(disk_mib=1024), "shared")
+    assert found["b"].limits == Limits(cpus=3, memory_mib=512, disk_mib=1024)
+    assert (found["c"].limits, found["c"].backend) == (Limits(cpus=0.5, memory_mib=256, disk_mib=64), "own")
+
+
+def test_precedence_of_what_a_sandbox_may_reach() -> None:
+    found = specs(
+        """
+sandbox: {network: egress, mounts: ["data:/data"], user: 7}
+workers:
+- {name: a, image: x/a}
+- name: b
+  image: x/b
+  sandbox: {network: none, mounts: [], user: root, ports: ["8080:80"]}
+"""
+    )
+    data = Mount(source=Path("/work/project/data"), target="/data")
+    assert (found["a"].egress, found["a"].mounts, found["a"].user) == (Egress(), (data,), UserIds(uid=7, gid=7))
+    assert (found["b"].egress, found["b"].mounts, found["b"].user) == (None, (), UserIds(uid=0, gid=0))
+    assert (found["a"].ports, found["b"].ports) == ((), (PublishedPort(host=8080, guest=80),))
+
+
+def test_a_wrong_block_of_the_project_is_an_error_of_the_file() -> None:
+    with pytest.raises(UnknownKey, match=r"config.yaml:3: unknown key 'memroy' in sandbox") as caught:
+        specs("sandbox:\n  cpus: 1\n  memroy: 5\n")
+    assert caught.value.hint == "did you mean 'memory'?"
 
 
 @pytest.mark.parametrize(

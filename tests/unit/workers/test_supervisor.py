@@ -21,6 +21,7 @@ from iii_core.errors import (
 )
 from iii_core.sandbox.port import Phase as SandboxPhase
 from iii_core.testing.memory_backend import MemoryProcess
+from iii_core.workers.logs import LOG_FILE
 from iii_core.workers.manager import WorkerManager
 from iii_core.workers.state import Phase
 
@@ -74,7 +75,7 @@ async def test_one_that_fails_is_restarted_after_growing_delays(tmp_path: Path) 
         await bench.until(Phase.RESTARTING)
         facts = bench.supervisor.as_json()
         assert (facts["restarts"], facts["last_exit"]) == (8, "exit 3")
-        assert "[iii] worker exited with exit 3" in bench.log("stderr.log.1")
+        assert "iii: worker exited with exit 3" in bench.log(".1")
 
 
 async def test_after_a_steady_run_the_delay_is_short_again(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ async def test_what_cannot_work_is_not_tried_again_until_somebody_says_so(tmp_pa
         with pytest.raises(ProcessSpawnError):
             await bench.supervisor.ready(10)
         assert bench.supervisor.as_json()["error"]["code"] == "W242"
-        assert "[iii] [W242] " in bench.log()
+        assert "iii: [W242] " in bench.log()
         bench.supervisor.replace(spec_of())
         await bench.until(Phase.STARTING)
         bench.engine.see(True)
@@ -113,7 +114,7 @@ async def test_a_registry_that_does_not_answer_is_asked_again_and_an_unknown_ima
         bench.images.error = RegistryUnreachable("no answer")
         bench.nursery.start_soon(bench.supervisor.run)
         await bench.until(Phase.RESTARTING)
-        assert "[iii] [W221] no answer" in bench.log()
+        assert "iii: [W221] no answer" in bench.log()
         bench.images.error = None
         await bench.until(Phase.STARTING)
         bench.images.error = ImageNotFound("no such image")
@@ -126,7 +127,7 @@ async def test_an_error_that_is_nobodys_is_this_workers_trouble_alone(tmp_path: 
         bench.images.error = ValueError("a bug")
         bench.nursery.start_soon(bench.supervisor.run)
         await bench.until(Phase.RESTARTING)
-        assert "[iii] ValueError('a bug')" in bench.log()
+        assert "iii: ValueError('a bug')" in bench.log()
 
 
 async def test_a_sandbox_that_dies_is_reported_and_replaced(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ async def test_a_sandbox_that_dies_is_reported_and_replaced(tmp_path: Path) -> N
         facts = bench.supervisor.as_json()
         assert facts["error"]["code"] == "W234"
         assert facts["last_exit"] == "its sandbox ended by itself (signal 11)"
-        assert "[iii] [W234] the sandbox of worker 'w' ended by itself (signal 11)" in bench.log()
-        assert "[iii] console: memory: booting" in bench.log()
+        assert "iii: [W234] the sandbox of worker 'w' ended by itself (signal 11)" in bench.log()
+        assert "iii: console: memory: booting" in bench.log()
         with pytest.raises(WorkerNotRunning):
             bench.supervisor.agent()
         await bench.until(Phase.STARTING)
@@ -151,7 +152,7 @@ async def test_a_boot_that_fails_is_tried_again(tmp_path: Path) -> None:
         bench.backend.boot_error = "no disk"
         bench.nursery.start_soon(bench.supervisor.run)
         await bench.until(Phase.RESTARTING)
-        assert "[iii] console: no disk" in bench.log()
+        assert "iii: console: no disk" in bench.log()
         bench.backend.boot_error = None
         await bench.until(Phase.STARTING)
 
@@ -166,7 +167,7 @@ async def test_a_stop_asks_then_kills(tmp_path: Path, program: Any, told: str, s
         await bench.supervisor.stopped()
         assert round(trio.current_time() - begun) == seconds
         assert bench.supervisor.phase is Phase.STOPPED
-        assert f"[iii] worker exited with {told}" in bench.log()
+        assert f"iii: worker exited with {told}" in bench.log()
         await trio.sleep(100)
         assert len(bench.starts) == 1
 
@@ -280,7 +281,7 @@ async def test_the_manager_starts_keeps_replaces_and_ends(tmp_path: Path) -> Non
         await manager.apply({"one": one})
         assert list(manager.workers) == ["one"]
         assert changed.phase is Phase.STOPPED
-        assert "worker exited with exit 0" in (tmp_path / "logs" / "two" / "stderr.log").read_text()
+        assert "worker exited with exit 0" in (tmp_path / "logs" / "two" / LOG_FILE).read_text()
         with pytest.raises(Exception, match=r"not in config\.yaml"):
             manager.get("two")
         await manager.apply({"one": one, "four": spec_of(name="four")})

@@ -12,8 +12,9 @@ import trio
 from iii_core.images.port import Image, ImageConfig, ProgressSink
 from iii_core.records import OpenContext
 from iii_core.sandbox.host import SandboxHost, open_inline_host
-from iii_core.sandbox.port import RootImage
+from iii_core.sandbox.port import RootImage, SandboxNeeds, check_supported
 from iii_core.testing.memory_backend import MemoryBackend, MemoryProcess, Program
+from iii_core.workers.logs import LOG_FILE, read_log
 from iii_core.workers.run import RunPlaces
 from iii_core.workers.services import OpenBackend, WorkerServices
 from iii_core.workers.spec import WorkerSpec
@@ -77,6 +78,10 @@ class Sandboxes:
     async def backend(self, name: str) -> OpenBackend:
         return OpenBackend(self.backend_.record(), await self.host.driver("memory"))
 
+    async def check(self, name: str, needs: SandboxNeeds) -> None:
+        await trio.lowlevel.checkpoint()
+        check_supported(needs, self.backend_.record().capabilities, name)
+
 
 @dataclass
 class Bench:
@@ -103,9 +108,10 @@ class Bench:
             while len(self.starts) < count:
                 await self.started.park()
 
-    def log(self, name: str = "stderr.log") -> str:
-        path = self.folder / "logs" / name
-        return path.read_text() if path.exists() else ""
+    def log(self, suffix: str = "") -> str:
+        """What the log says, each line after its stream: ``iii: worker exited``."""
+        lines = read_log(self.folder / "logs" / f"{LOG_FILE}{suffix}")
+        return "".join(f"{line.stream.value}: {line.text}\n" for line in lines)
 
 
 def spec_of(source: str = "worker", **changes: object) -> WorkerSpec:
