@@ -6,7 +6,9 @@ that a caller chose, or repeats, can reach nobody else's call (spec protocol §1
 
 from __future__ import annotations
 
+import itertools
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ from iii_core.protocol import codes
 from iii_core.protocol.messages import ABSENT, ErrorBody, InvocationResult, present
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from msgspec import Raw
 
     from iii_core.engine.endpoint import Endpoint
@@ -34,7 +38,7 @@ class Invocation:
             the caller left.
         caller: None once it left.
         receipt: the receipt that a queued call is answered with instead of its queue's own result.
-        held: bytes of the call that are kept until its answer.
+        held: bytes of the call that are kept until its answer, on its caller's account.
     """
 
     id: str
@@ -51,14 +55,10 @@ def answer_id(request: InvokeFunction) -> str | None:
     return None if void else request.invocation_id
 
 
-def _strip(request: InvokeFunction) -> int:
-    """Let go of what is not needed once a call is on its way; gives the bytes that are kept for the answer."""
-    request.data = request.metadata = ABSENT  # or the whole frame would be kept
-    if answer_id(request) is None:
-        request.invocation_id = request.traceparent = request.baggage = None
-        return 0
-    texts = (request.invocation_id, request.function_id, request.traceparent, request.baggage)
-    return sum(len(text) for text in texts if text is not None)
+def call_ids() -> Iterator[str]:
+    """Ids for calls, of one engine alone: UUIDs with a number in the end. They need not be hard to guess."""
+    prefix = str(uuid.uuid4())[:24]
+    return (f"{prefix}{number:012x}" for number in itertools.count())
 
 
 def answer(caller: Endpoint, request: InvokeFunction, result: Raw = ABSENT, error: ErrorBody | None = None) -> None:
@@ -89,12 +89,17 @@ def begin(
 ) -> Invocation:
     """Enter a call into both workers' books, before anything of it can reach the callee.
 
-    A call without an answer is in the callee's alone: a callee that never ends one costs its caller nothing.
+    A call without an answer is in the callee's alone: a callee that never ends one costs its caller nothing. Of the
+    request only what the answer needs is kept.
     """
-    held = _strip(request)
-    invocation = Invocation(invocation_id, request, caller, callee, receipt, held)
-    caller.held_bytes += held
-    if answer_id(request) is not None:
+    invocation = Invocation(invocation_id, request, caller, callee, receipt)
+    request.data = request.metadata = ABSENT  # or the whole frame would be kept
+    identifier = answer_id(request)
+    if identifier is None:
+        request.invocation_id = request.traceparent = request.baggage = None
+    else:
+        invocation.held = len(identifier) + len(request.traceparent or "") + len(request.baggage or "")
+        caller.held_bytes += invocation.held
         caller.calls.add(invocation)
     callee.executing[invocation.id] = invocation
     return invocation

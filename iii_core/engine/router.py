@@ -60,6 +60,7 @@ class Router:
         self.workers: dict[str, Endpoint] = {}
         self.functions = FunctionTable(topology.functions_changed)
         self.triggers = TriggerTable(Budget(limits.worker_registrations_bytes, "all calls of engine::register_trigger"))
+        self._call_ids = invocations.call_ids()
         self._origins: weakref.WeakValueDictionary[str | None, Budget] = weakref.WeakValueDictionary()
 
     def origin(self, sandbox: str | None) -> Budget:
@@ -236,7 +237,7 @@ class Router:
             invocations.fail(caller, request, codes.LIMIT_EXCEEDED, text)
             return
         metadata = request.metadata if receipt is None else m.ABSENT
-        invocation_id = str(uuid.uuid4())
+        invocation_id = next(self._call_ids)
         message = call_frame(request, invocation_id, function.wire_id, data, metadata)
         invocation = invocations.begin(invocation_id, caller, function.owner, request, receipt)
         reason = function.owner.deliver(message, invocation)

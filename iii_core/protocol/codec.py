@@ -18,6 +18,7 @@ TELEMETRY_KINDS: Final = frozenset({b"OTLP", b"MTRC", b"LOGS"})
 CALLER_FIELDS: Final = 100_000
 """Fields, at all depths, of an object that names a caller itself and not first: those are decoded one by one."""
 
+_KEY: Final = CALLER_KEY.encode()
 _SPACE: Final = rb"[ \t\r\n]*"
 _OWN_CALLER: Final = re.compile(rb'\{%b"_caller_worker_id"%b:%b"[^"\\]*"%b,' % (_SPACE, _SPACE, _SPACE, _SPACE))
 """How an object begins that the engine gave to a worker which passes it on."""
@@ -91,25 +92,25 @@ def with_caller(data: Raw, worker_id: str) -> Raw:
     Raises:
         TooManyFields: the key is in an object of more than `CALLER_FIELDS` fields, and not as its first.
     """
-    if not is_object(data):
-        return data
-    own = Raw(_encoder.encode(worker_id))
     text = bytes(data)
-    known = _OWN_CALLER.match(text)
+    if not text.startswith(b"{"):
+        return data
+    own = _encoder.encode(worker_id)
+    known = _OWN_CALLER.match(text) if _KEY in text else None
     rest = b"{" + text[known.end() :] if known else text
     if not _names_caller(rest):
-        comma = b"" if _EMPTY.fullmatch(rest) else b","
-        return Raw(b'{"%b":%b%b%b' % (CALLER_KEY.encode(), bytes(own), comma, rest[1:]))
+        comma = b"" if not text.startswith(b'{"') and _EMPTY.match(rest) else b","
+        return Raw(b'{"%b":%b%b%b' % (_KEY, own, comma, rest[1:]))
     if rest.count(b":") > CALLER_FIELDS:
         raise TooManyFields(f"an object with {CALLER_KEY} that is not its first field may have {CALLER_FIELDS} fields")
     fields = _objects.decode(rest)
-    fields[CALLER_KEY] = own
+    fields[CALLER_KEY] = Raw(own)
     return Raw(_encoder.encode(fields))
 
 
 def _names_caller(text: bytes) -> bool:
     r"""Whether an object has the key. Only a ``\u00..`` escape can spell one of its letters in another way."""
-    if CALLER_KEY.encode() not in text and b"\\u00" not in text:
+    if _KEY not in text and b"\\u00" not in text:
         return False
     return _called.decode(text).caller is not ABSENT
 

@@ -38,7 +38,7 @@ class EngineLimits:
             and of the arguments of one call of the engine's own functions.
         worker_registrations_bytes: the same for all registrations of one worker, 1 KiB for each on top.
         origin_registrations_bytes: the same for all workers of one sandbox together, and for all outside of any.
-        answer_bytes: what discovery may answer to one call, or tell of in one event.
+        answer_bytes: what discovery may answer to one call, or tell of in one event; more than one worker can fill alone.
         subscriptions: triggers that one worker may have on one of the engine's own types.
     """
 
@@ -58,7 +58,7 @@ class EngineLimits:
     trigger_types: int = 1_000
     id_length: int = 1024
     registration_bytes: int = 1 * MIB
-    worker_registrations_bytes: int = 32 * MIB
+    worker_registrations_bytes: int = 16 * MIB
     origin_registrations_bytes: int = 256 * MIB
-    answer_bytes: int = 16 * MIB
+    answer_bytes: int = 32 * MIB
     subscriptions: int = 256

@@ -97,6 +97,30 @@ class TestOutbox:
         assert scope.cancelled_caught
 
 
+class TestCredit:
+    async def test_who_had_to_wait_wakes_once_half_of_it_is_back(self) -> None:
+        """Waking for every message that leaves would let the reader stop again after one."""
+        credit = Credit(EngineLimits(credit_messages=10))
+        for _ in range(11):
+            credit.take(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(credit.restored)
+            await trio.testing.wait_all_tasks_blocked()
+            for left in range(10, 5, -1):
+                credit.give(1)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 1, f"{left} messages still wait"
+            credit.give(1)
+        assert credit.owed == (5, 5)
+
+    async def test_who_is_within_it_waits_for_nothing(self) -> None:
+        credit = Credit(EngineLimits(credit_messages=10))
+        for _ in range(10):
+            credit.take(1)
+        with trio.fail_after(1):
+            await credit.restored()
+
+
 def test_a_worker_leaves_once() -> None:
     watcher = Watcher()
     router, worker = Router(EngineLimits(), watcher), Recorder("w")
