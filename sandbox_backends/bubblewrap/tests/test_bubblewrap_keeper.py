@@ -139,15 +139,16 @@ async def test_events_of_a_boot() -> None:
         before = open_descriptors()
         tidied: list[str] = []
         ours, theirs = socket.socketpair()
+        launcher = 1  # any process but this one
         boot = BubblewrapBoot(1, ours, client, tidy=lambda: tidied.append("one"))
         table.add(boot)
-        table.event({"boot": 1, "role": "launcher"}, [os.pidfd_open(os.getppid())])
+        table.event({"boot": 1, "role": "launcher"}, [os.pidfd_open(launcher)])
         table.event({"boot": 1, "role": "agent"}, [os.pidfd_open(os.getpid())])
         with trio.fail_after(5):
             assert await boot.wait_running()
         assert not tidied
         table.event({"boot": 1, "exit": "exit 3"}, [])
-        assert (boot.pid, boot.agent, boot.exit, tidied) == (os.getppid(), os.getpid(), "exit 3", ["one"])
+        assert (boot.pid, boot.agent, boot.exit, tidied) == (launcher, os.getpid(), "exit 3", ["one"])
         assert not await boot.wait_running()
         await boot.kill()
         table.event({"boot": 1, "exit": "exit 4"}, [])

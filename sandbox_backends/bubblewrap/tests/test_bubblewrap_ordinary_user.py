@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import iii_sandbox_bubblewrap
 import iii_sandbox_guest
 import pytest
 
@@ -35,7 +36,8 @@ Results = dict[str, str | None]
 @pytest.fixture(scope="module")
 def results(image: RootImage) -> Iterator[Callable[[str], Results]]:
     folder = Path(tempfile.mkdtemp(prefix="iii-ordinary-"))  # pytest's own folders are private to root
-    shown = {sys.base_prefix, sys.prefix, str(HERE), *(str(Path(m.__path__[0])) for m in (iii_core, iii_sandbox_guest))}
+    packages = (iii_core, iii_sandbox_bubblewrap, iii_sandbox_guest)
+    shown = {sys.base_prefix, sys.prefix, str(HERE), *(package.__path__[0] for package in packages)}
     known: dict[str, Results] = {}
 
     def run(kind: str) -> Results:
