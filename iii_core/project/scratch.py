@@ -6,34 +6,46 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import ConfigIoError
 from iii_core.project.locate import runtime_dir
 from iii_core.records import OpenContext
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from iii_core.project.locate import Project
+
+DISK: Final = "/var/tmp"  # noqa: S108 - on a disk, which /tmp often is not, and overlays need; the folder is made private
 
 
 @contextmanager
 def scratch_context(project: Project) -> Generator[OpenContext]:
-    """For a trial: folders of its own, gone with the block, so that a running engine is not disturbed.
+    """What to open a provider with for a trial: folders of its own, gone with the block.
 
     ``home`` is the real one, as kernels and images are in it. Raises `ConfigIoError`, `EngineError`.
     """
+    with _folder(runtime_dir(project), "t-") as runtime:
+        yield OpenContext(
+            state_dir=runtime / "state", runtime_dir=runtime / "run", home=project.home, environ=project.environ
+        )
+
+
+@contextmanager
+def scratch_folder(environ: Mapping[str, str]) -> Generator[Path]:
+    """A folder of our own on a disk (in ``TMPDIR``, else /var/tmp), gone with the block. Raises `ConfigIoError`."""
+    with _folder(Path(environ.get("TMPDIR") or DISK), "iii-trial-") as folder:
+        yield folder
+
+
+@contextmanager
+def _folder(place: Path, prefix: str) -> Generator[Path]:
     try:
-        project.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = Path(tempfile.mkdtemp(prefix="trial-", dir=project.home))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
     except OSError as error:
-        raise ConfigIoError(f"cannot create a folder in {project.home}: {error.strerror}") from error
+        raise ConfigIoError(f"cannot create a folder in {place}: {error.strerror}") from error
     try:
-        runtime = Path(tempfile.mkdtemp(prefix="t-", dir=runtime_dir(project)))
-        try:
-            yield OpenContext(state_dir=state, runtime_dir=runtime, home=project.home, environ=project.environ)
-        finally:
-            shutil.rmtree(runtime, ignore_errors=True)
+        yield folder
     finally:
-        shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ class SandboxesUnderTest:
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
             mounts=frozenset(Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()),
             groups=frozenset(control_groups()),
-            files=frozenset(str(path) for path in self.folder.rglob("*")),
+            files=frozenset(_paths_below(self.folder)),
         )
 
 
@@ -149,13 +149,19 @@ def control_groups() -> list[str]:
     namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     ours = {line.split()[0] for line in descendants(os.getpid())} | {str(os.getpid())}
     found: list[str] = []
-    for group in Path("/sys/fs/cgroup").glob("**/iii.*"):
-        _, owner, _, of, *_ = [*group.name.split("."), "", "", ""]
-        if of.isdecimal() and of != namespace:
+    for path in _paths_below(Path("/sys/fs/cgroup")):
+        prefix, owner, _, of, *_ = [*path.rpartition("/")[2].split("."), "", "", ""]
+        if prefix != "iii" or (of.isdecimal() and of != namespace):
             continue
         if owner in ours or not Path("/proc", owner).exists():
-            found.append(str(group))
+            found.append(path)
     return found
+
+
+def _paths_below(folder: Path) -> Iterator[str]:
+    """All files and folders, except what goes away just now: others use the machine too."""
+    for parent, folders, files in os.walk(folder):
+        yield from (f"{parent}/{name}" for name in (*folders, *files))
 
 
 @asynccontextmanager

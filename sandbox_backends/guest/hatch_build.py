@@ -1,6 +1,6 @@
-"""Builds the guest agent into the package.
+"""Builds the guest agent, and the program that the conformance kit runs beside it, into the package.
 
-It is a static program: the wheel depends on the machine's architecture, but not on its Python or C library.
+They are static programs: the wheel depends on the machine's architecture, but not on its Python or C library.
 """
 
 # hatchling is there only while a distribution is built, so a type checker does not see it:
@@ -17,7 +17,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-AGENT = "iii_sandbox_guest/bin/agent"
+PROGRAMS = {
+    "all": ("OUT", "iii_sandbox_guest/bin/agent"),
+    "checkprog": ("CHECKPROG", "iii_sandbox_guest/bin/checkprog"),
+}
+"""Goals of the Makefile, with the variable that says where the program is to be, and where that is."""
 HINT = "on Debian: apt-get install gcc make libc6-dev"
 
 
@@ -29,15 +33,16 @@ class AgentBuildHook(BuildHookInterface[Any]):
         if self.target_name != "wheel":
             return
         root = Path(self.root)
-        build_agent(root / "agent", root / AGENT)
-        build_data["artifacts"].append(f"/{AGENT}")
+        for goal, (variable, path) in PROGRAMS.items():
+            build(root / "agent", goal, variable, root / path)
+            build_data["artifacts"].append(f"/{path}")
         build_data["pure_python"] = False
         machine = platform.machine()
         build_data["tag"] = f"py3-none-manylinux_2_17_{machine}.musllinux_1_1_{machine}"
 
 
-def build_agent(source: Path, out: Path) -> None:
-    """Build it; make decides whether anything is to be done."""
+def build(source: Path, goal: str, variable: str, out: Path) -> None:
+    """Build a program; make decides whether anything is to be done."""
     if platform.system() != "Linux":
         raise RuntimeError("the guest agent is a Linux program and can only be built on Linux")
     if shutil.which("make") is None:
@@ -45,7 +50,9 @@ def build_agent(source: Path, out: Path) -> None:
     fresh = out.with_name(f"{out.name}.new")
     fresh.unlink(missing_ok=True)
     out.parent.mkdir(exist_ok=True)
-    done = subprocess.run(["make", "-C", source, f"OUT={fresh}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "-C", source, f"{variable}={fresh}", goal], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"the guest agent cannot be built ({HINT}):\n{done.stdout}{done.stderr}")
     fresh.replace(out)  # one that runs stays whole

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 def iii_commands() -> Iterable[Command]:
     """Declare commands of ``iii sandbox``."""
     yield Command(name="sandbox.setup", help="Fetch the kernel that virtual machines boot", load=_load_setup)
+    yield Command(name="sandbox.check", help="Check that a backend keeps its promises here", load=_load_check)
 
 
 def _load_setup() -> typer.Typer:
     from iii_sandbox_guest.cli import app
+
+    return app
+
+
+def _load_check() -> typer.Typer:
+    from iii_sandbox_guest.check_cli import app
 
     return app
