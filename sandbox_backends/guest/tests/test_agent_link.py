@@ -19,6 +19,7 @@ from iii_core.link import frames
 from iii_core.sandbox import agent_wire as wire
 from iii_core.sandbox.agent import ExitStatus
 from iii_core.sandbox.agent_wire import Kind, Tag, encode
+from iiitools.processes import still_running
 
 from .agentkit import spec, until
 from .conftest import Running, start_program
@@ -124,7 +125,7 @@ async def test_the_end_of_the_link_ends_everything(agent_program: Path) -> None:
         children = psutil.Process(running.program.pid).children(recursive=True)
         await host.stream.aclose()
         await exits_with(running, 3)
-        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not still_running(children)
 
 
 async def test_silence_powers_off(agent_program: Path) -> None:
@@ -348,4 +349,4 @@ async def test_as_an_init_it_reaps_orphans_and_ends_everything(agent_program: Pa
         ]
         await host.send(frames.encode_close(3, ""))
         await exits_with(running, 0)
-        assert not [process for process in descendants if process.is_running()]
+        assert not still_running(descendants)
