@@ -182,7 +182,8 @@ async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEven
                     yield client
             finally:
                 process.end()
-                await _wait_ended(init)
+                with trio.move_on_after(_END_TIMEOUT, shield=True):
+                    await _wait_ended(init)
         finally:
             process.end()
 
@@ -204,8 +205,7 @@ async def _greeting(sock: socket.socket) -> tuple[dict[str, Any], int]:
 async def _wait_ended(init: int) -> None:
     """Wait for the end of the keeper's pid namespace: its first process ends when all others have."""
     try:
-        with trio.move_on_after(_END_TIMEOUT, shield=True):
-            await trio.lowlevel.wait_readable(init)
+        await trio.lowlevel.wait_readable(init)
     finally:
         os.close(init)
 

@@ -15,6 +15,7 @@ from iii_core.errors import SandboxError, UnsupportedOperation
 from iii_core.sandbox.host_processes import ProcessId
 from iii_core.sandbox.launcher import Launcher, LaunchFailed
 from iii_core.sandbox.mounts import check_mounts, resolved_source
+from iii_core.sandbox.port import Capability
 from iii_sandbox_bubblewrap import policy
 from iii_sandbox_bubblewrap.boots import KILL_TIMEOUT, BootTable, BubblewrapBoot
 from iii_sandbox_bubblewrap.cgroups import Cgroups, find_parents
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from iii_core.records import OpenContext
     from iii_core.sandbox.console import Console
-    from iii_core.sandbox.port import Capability, SandboxSpec
+    from iii_core.sandbox.port import SandboxSpec
     from iii_sandbox_bubblewrap.keeper_client import KeeperClient
     from iii_sandbox_bubblewrap.policy import Settings
 
@@ -49,7 +50,7 @@ class BubblewrapLauncher(Launcher):
     """See `Launcher`. A dead keeper is replaced when next needed."""
 
     name: ClassVar[str] = "bubblewrap"
-    capabilities: ClassVar[frozenset[Capability]] = policy.CAPABILITIES
+    capabilities: ClassVar[frozenset[Capability]] = policy.ROOT_CAPABILITIES  # `check` knows who we are
 
     def __init__(
         self,
@@ -74,12 +75,17 @@ class BubblewrapLauncher(Launcher):
 
     def check(self, spec: SandboxSpec) -> None:
         """See `Launcher.check`."""
-        if not spec.mounts:
-            return
-        if self._settings.unprivileged and os.getuid() == 0 and in_first_user_namespace():
+        if spec.limits.disk_mib is not None and (self._settings.unprivileged or not policy.may_mount()):
+            raise UnsupportedOperation(
+                "the size of a disk can be limited only where iii may mount file systems: as root of this machine",
+                hint="leave `disk` out of the worker's sandbox settings, or choose a virtual machine backend",
+                details={"backend": self.name, "capability": Capability.DISK_LIMIT.value},
+            )
+        if spec.mounts and self._settings.unprivileged and policy.may_mount():
             raise UnsupportedOperation(
                 "folders cannot be shown where root of a sandbox is root of this machine",
                 hint="leave out the backend's setting `unprivileged`, or run iii as an ordinary user",
+                details={"backend": self.name, "capability": Capability.MOUNTS.value},
             )
         self._check_mounts(spec)
 
@@ -88,6 +94,22 @@ class BubblewrapLauncher(Launcher):
         check_mounts(
             spec.mounts, (context.home, context.state_dir, context.runtime_dir, spec.writable_dir, spec.console)
         )
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """See `Launcher.prepare`: makes the disk of a layer that has a size of its own."""
+        from iii_sandbox_guest.disk import create_data_disk
+
+        await super().prepare(spec)
+        if spec.limits.disk_mib is None:
+            return
+        disk, size = spec.writable_dir / policy.DATA_DISK, spec.limits.disk_mib << 20
+        if (spec.writable_dir / "upper").exists() or (disk.exists() and disk.stat().st_size != size):
+            raise SandboxError(
+                f"the writable layer of sandbox {spec.id!r} was made without a size, or with another one",
+                hint="clear this worker's writable layer, or set `disk` back to what it was",
+                details={"sandbox": spec.id},
+            )
+        await create_data_disk(disk, size)
 
     async def _open_keeper(self) -> KeeperClient:
         """The keeper, started if there is none. Raises `BackendUnavailable`."""
@@ -144,6 +166,7 @@ class BubblewrapLauncher(Launcher):
                         agent=str(self._agent),
                         image=str(spec.root.path),
                         writable=str(spec.writable_dir),
+                        disk=str(disk) if (disk := spec.writable_dir / policy.DATA_DISK).exists() else None,
                         hosts=policy.HOSTS,
                         cgroups=[str(group) for group in groups],
                         pids=spec.limits.pids if "pids" not in self._cgroups.available else None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from iii_core import hookimpl
 from iii_core.records import SandboxBackend
 from iii_core.sandbox.port import Isolation
-from iii_sandbox_bubblewrap.policy import CAPABILITIES, Settings
+from iii_sandbox_bubblewrap.policy import CAPABILITIES, ROOT_CAPABILITIES, Settings, may_mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ def iii_sandbox_backends() -> Iterable[SandboxBackend]:
         summary="Linux namespaces through bubblewrap: starts in milliseconds, shares the machine's kernel",
         isolation=Isolation.NAMESPACES,
         strength=20,
-        capabilities=CAPABILITIES,
+        capabilities=ROOT_CAPABILITIES if may_mount() else CAPABILITIES,
         config=Settings,
         probe=_probe,
         open=_open,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,12 @@ CAPABILITIES = frozenset(
         Capability.MOUNTS,
     }
 )
-"""No disk limit: writable layers are folders of the machine's file system. No network either."""
+"""What everybody may use. No network."""
 
+ROOT_CAPABILITIES = CAPABILITIES | {Capability.DISK_LIMIT}
+"""What root may use: a layer with a size of its own is a file system in a file, which others may not mount."""
+
+DATA_DISK = "data.img"
 FOREIGN_ID_BASE = 0x70000000
 """First user id of sandboxes where the engine runs as root.
 
@@ -66,6 +71,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         if not 1 <= self.id_base <= 0xFFFE0000:
             raise ValueError("id_base must be between 1 and 0xfffe0000")
+
+
+def may_mount() -> bool:
+    """Whether the kernel lets this process mount block devices."""
+    from iii_sandbox_bubblewrap.keeper.identity import in_first_user_namespace
+
+    return os.geteuid() == 0 and in_first_user_namespace()
 
 
 def existing(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,6 +8,10 @@ from pathlib import Path
 _MORE_NAMESPACES = "sysctl user.max_user_namespaces=15000"
 
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"/disk: (wrong fs type|can't read superblock)",
+        "its disk may be damaged: clear this worker's writable layer",
+    ),
     (r"unknown filesystem type 'squashfs'", "as root: modprobe squashfs"),
     (
         r"loop device|mount failed: Operation not permitted",

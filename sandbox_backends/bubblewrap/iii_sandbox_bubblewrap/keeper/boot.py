@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import stat
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ SHOWN = f"{STAGE}/shown"
 MOUNT_POINTS = ("proc", "dev", "tmp", "run", "workspace")
 MEMORY_FOLDERS = ("tmp", "run")
 SETUP_FAILED = 125
+MOUNT_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class BootPlan:
     """What the driver decided; see `iii_sandbox_bubblewrap.render`.
 
     ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``;
+    ``disk`` is the file system in a file that ``writable`` has if it has a size of its own;
     ``shown`` are folders of the machine by their real paths, ``targets`` the places in the root that they get.
     """
 
@@ -46,6 +49,7 @@ class BootPlan:
     agent: str
     lower: str
     writable: str
+    disk: str | None
     hosts: str
     userxattr: bool
     ranged: bool
@@ -109,7 +113,8 @@ def _stage(plan: BootPlan) -> Generator[str]:
     Layers are named by descriptor: that spares every question about their paths (colons, commas, being below /tmp).
     """
     flags = os.O_PATH | os.O_CLOEXEC
-    upper, work = _writable_layer(plan.writable, plan.root)
+    folder = plan.writable if plan.disk is None else _mount_disk(plan.disk, f"{plan.writable}/disk")
+    upper, work = _writable_layer(folder, plan.root)
     opened = [os.open(path, flags) for path in (plan.lower, upper, work, plan.agent)]
     lower_fd, upper_fd, work_fd, agent_fd = opened
     shown = [_open_shown(path) for path in plan.shown]
@@ -132,6 +137,22 @@ def _open_shown(path: str) -> int:
     if str(Path(f"/proc/self/fd/{descriptor}").readlink()) != path:
         raise OSError(f"{path} is a link now")
     return descriptor
+
+
+def _mount_disk(disk: str, folder: str) -> str:
+    """Mount it in this mount namespace, with which it goes, and its loop device too (``losetup(8)``, autoclear)."""
+    with contextlib.suppress(FileExistsError):
+        Path(folder).mkdir(0o700)
+    done = subprocess.run(
+        ["mount", "-t", "ext4", "-o", "loop,nodev,nosuid,discard", "--", disk, folder],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=MOUNT_TIMEOUT,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise OSError(done.stderr.decode(errors="replace").strip())
+    return folder
 
 
 def _writable_layer(folder: str, root: tuple[int, int]) -> tuple[str, str]:

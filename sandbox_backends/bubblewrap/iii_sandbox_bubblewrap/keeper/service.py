@@ -148,6 +148,7 @@ class Keeper:
             agent=request["agent"],
             lower=lower,
             writable=request["writable"],
+            disk=request["disk"],
             hosts=request["hosts"],
             userxattr=not self._privileged,
             ranged=idmap.ranged,
