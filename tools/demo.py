@@ -85,7 +85,7 @@ class Demo:
             with step(f"start the engine: iii (port {self.port})"):
                 stack.enter_context(self.engine())
             with step(f"iii worker add {reference}"):
-                self.iii("worker", "add", reference, timeout=READY_SECONDS)
+                expect("ready in", self.iii("worker", "add", reference, timeout=READY_SECONDS, show=True))
             with step("iii trigger math::add a=2 b=3"):
                 expect_sum(self.iii("trigger", "math::add", "a=2", "b=3"))
             with step("iii worker list"):

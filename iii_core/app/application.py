@@ -28,6 +28,7 @@ from iii_core.project.locate import (
     make_state_dir,
     read_record,
     remove_record,
+    remove_runtime_dir,
     write_record,
 )
 from iii_core.sandbox.hostclient import open_sandbox_host
@@ -220,6 +221,7 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
                 with trio.CancelScope(shield=True):  # bounded by the manager itself
                     await manager.stop_all()
             supervisors.cancel_scope.cancel()
+        remove_runtime_dir(project)
 
 
 @contextmanager

@@ -12,11 +12,19 @@ import msgspec
 import trio
 
 from iii_core.cli.running import run_async
-from iii_core.errors import EngineError, EngineNotRunning, InvalidValue, InvocationError, PluginMissing, UsageError
+from iii_core.errors import (
+    EngineError,
+    EngineNotRunning,
+    IIIError,
+    InvalidValue,
+    InvocationError,
+    PluginMissing,
+    UsageError,
+)
 from iii_core.project.config import DEFAULT_PORT, load_config, manager_port
 from iii_core.project.locate import read_record
 from iii_core.records import OpenContext, Transport
-from iii_core.transport.port import Message
+from iii_core.transport.port import Limits, Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
     from iii_core.project.locate import Project
     from iii_core.transport.port import Peer
 
+LARGEST_RESULT: Final = 80 << 20  # more than an engine takes from a worker, with what comes around it
+SUGGESTION_TIME: Final = 2.0
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 # What JSON text may hold raw, but a terminal may take for a command, or show in another order
 _CONTROL = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -122,14 +132,20 @@ def call(state: State, url: str, function: str, body: msgspec.Raw, timeout: floa
     return run_async(partial(_call, record, context, url, function, body, timeout))
 
 
+def similar_functions(state: State, url: str, function: str) -> list[str]:
+    """Functions there are whose names are almost ``function``; none where the engine does not say."""
+    from iii_core.cli.lazy import close_names
+
+    try:
+        listed = decode(call(state, url, "engine::functions::list", msgspec.Raw(b"{}"), SUGGESTION_TIME))
+        return close_names(function, [str(row["function_id"]) for row in listed["functions"]])
+    except (IIIError, KeyError, TypeError):
+        return []
+
+
 def pretty(value: msgspec.Raw) -> str:
     """JSON over several lines; numbers keep their digits, and nothing in it moves a terminal's cursor."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", msgspec.json.format(bytes(value), indent=2).decode())
-
-
-def error_body(error: InvocationError) -> msgspec.Raw:
-    """The three keys that the original prints for a failed call."""
-    return encode({"code": error.code, "message": error.message, "stacktrace": error.stacktrace})
 
 
 def encode(value: Any) -> msgspec.Raw:
@@ -149,7 +165,7 @@ async def _call(
     with trio.move_on_after(timeout):
         async with record.open(record.config(), context) as transport:
             try:
-                peer = await transport.connect(url)
+                peer = await transport.connect(url, limits=Limits(max_message=LARGEST_RESULT))
             except OSError as error:
                 raise not_running(url) from error
             try:
@@ -178,7 +194,10 @@ async def invoke(peer: Peer, function: str, body: msgspec.Raw) -> msgspec.Raw | 
             if answer.type == "invocationresult" and answer.invocation_id == invocation_id:
                 break
     except (trio.BrokenResourceError, trio.EndOfChannel) as error:
-        raise EngineError(f"the engine hung up before {function!r} answered") from error
+        raise EngineError(
+            f"the connection to the engine ended before {function!r} answered",
+            hint="the engine's own output says why, if it still runs",
+        ) from error
     if answer.error is not None:
         raise InvocationError(answer.error.code, answer.error.message, answer.error.stacktrace)
     return None if bytes(answer.result) == b"null" else answer.result

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, TypeGuard
 
 import typer
 
 from iii_core.cli.elsewhere import wrong_folder
-from iii_core.cli.output import leave_pipe, say, say_error
+from iii_core.cli.output import discard_unwritten, leave_pipe, say, say_error, unwritten
 from iii_core.cli.state import State
 from iii_core.errors import EngineNotRunning, IIIError, WorkerNotInstalled, leading_error
 
@@ -55,11 +55,8 @@ def _run(argv: list[str], state: State) -> int:
 
     command = typer.main.get_command(app)
     result = command.main(argv, prog_name="iii", standalone_mode=False, obj=state)
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        leave_pipe()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 
@@ -91,6 +88,11 @@ def _failure(error: BaseException, state: State) -> int:
         return leader.exit_code
     if isinstance(leader, BrokenPipeError):
         return _broken_pipe()
+    if _is_of_stdout(leader):
+        discard_unwritten()
+        leader = unwritten(leader)
+        say_error(f"[{leader.code}] {leader.message}", leader.hint)
+        return leader.exit_code
     if isinstance(leader, OSError) and leader.errno:
         say_error(f"[{IIIError.default_code}] {os.strerror(leader.errno)}: {leader.filename or 'no file'}")
         return 1
@@ -100,6 +102,17 @@ def _failure(error: BaseException, state: State) -> int:
         None if state.debug else "run 'iii --debug …' to see where",
     )
     return 1
+
+
+def _is_of_stdout(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error came out of writing to stdout, which then still has what it could not write."""
+    if not isinstance(error, OSError) or error.filename is not None or sys.stdout is None:
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == error.errno
+    return False
 
 
 def _broken_pipe() -> int:

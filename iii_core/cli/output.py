@@ -10,6 +10,8 @@ from typing import Any, Final, NoReturn, TextIO
 
 import typer
 
+from iii_core.errors import OutputError
+
 PIPE_EXIT: Final = 141  # 128 + SIGPIPE
 _COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 # C0 but for tab and newline, DEL, C1, and the marks that reorder or hide text
@@ -85,22 +87,42 @@ def _write(stream: TextIO | None, text: str) -> None:
     if stream is None:  # the file descriptor was closed when the program started
         return
     try:
-        stream.write(text)
-        stream.flush()
+        _put(stream, text)
     except BrokenPipeError:
         leave_pipe()
+    except OSError as error:
+        discard_unwritten()
+        if stream is sys.stdout:
+            raise unwritten(error) from error
+
+
+def _put(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
     except UnicodeEncodeError:
         stream.write(text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii"))
-        stream.flush()
+    stream.flush()
+
+
+def unwritten(error: OSError) -> OutputError:
+    """The error for data that nobody got; words for people that nobody got are none."""
+    return OutputError(
+        f"cannot write the output: {error.strerror or error}", hint="free some space, or write elsewhere"
+    )
 
 
 def leave_pipe() -> NoReturn:
     """Exit as a program does whose reader went away, with nothing left to flush into the void."""
+    discard_unwritten()
+    raise typer.Exit(PIPE_EXIT)
+
+
+def discard_unwritten() -> None:
+    """Forget what a stream cannot get rid of, and all that is still to be written there."""
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError):
             os.dup2(null, stream.fileno())
     os.close(null)
-    raise typer.Exit(PIPE_EXIT)

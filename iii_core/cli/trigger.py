@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from iii_core.cli.numbers import MAX_PORT, parse_number
-from iii_core.cli.output import data, say
+from iii_core.cli.output import data, say, say_error
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.errors import InvocationError, UsageError
@@ -57,7 +58,7 @@ def trigger(
 ) -> None:
     """Call a function and print its result as JSON on stdout; nothing for a function without one.
 
-    A failed call prints its error as JSON on stderr; the exit code is 1.
+    A failed call is an error with the code, message and stack trace that the engine or the worker gave it.
     """
     target = function or function_id
     if target is None:
@@ -81,10 +82,23 @@ def trigger(
     try:
         result = calling.call(state_of(context), url, target, body, timeout)
     except InvocationError as error:
-        say("Error: " + calling.pretty(calling.error_body(error)))
+        say_error(f"[{error.code}] {error.message}", _hint(state_of(context), url, target, error))
+        if error.stacktrace:
+            say("stack trace of the worker:\n" + indent(error.stacktrace.rstrip(), "  "))
         raise typer.Exit(1) from None
     if result is not None:
         data(calling.pretty(result) + "\n")
+
+
+def _hint(state: State, url: str, function: str, error: InvocationError) -> str | None:
+    if error.code != "function_not_found":
+        return None
+    from iii_core.cli import calling
+
+    similar = [f"'{name}'" for name in calling.similar_functions(state, url, function)]
+    if similar:
+        return f"did you mean {' or '.join(similar)}?"
+    return "no connected worker provides it; 'iii worker list' shows whether its worker runs"
 
 
 def _explain(state: State, url: str, function: str, timeout: float) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
     from iii_core.link.mux import MuxStream
-    from iii_core.project.locate import Project
+    from iii_core.project.locate import EngineRecord, Project
 
 CONNECT_TIMEOUT: Final = 5.0
+ENDING_TIME: Final = 0.2
 _PEERCRED: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
@@ -111,6 +113,9 @@ def connect(project: Project) -> socket.socket:
         connection.settimeout(None)
     except (FileNotFoundError, ConnectionError) as error:
         connection.close()
+        time.sleep(ENDING_TIME)
+        if read_record(project) == record:  # one that ends takes its record away first thing
+            raise _unreachable(record) from error
         raise not_running() from error
     except (OSError, ValueError) as error:
         connection.close()
@@ -119,6 +124,14 @@ def connect(project: Project) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _unreachable(record: EngineRecord) -> ControlError:
+    return ControlError(
+        f"the engine of this project runs (pid {record.pid}), but its control socket {record.control} is gone",
+        hint=f"end it with 'kill {record.pid}', which stops its workers in order, and start it again with 'iii'",
+        details={"pid": record.pid, "control": record.control},
+    )
 
 
 def encode_request(op: str, args: Mapping[str, Any] | None) -> bytes:

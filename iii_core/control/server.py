@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 import trio
 
-from iii_core.errors import IIIError, LinkClosed, LinkError, UsageError, leading_error
+from iii_core.errors import ControlError, IIIError, LinkClosed, LinkError, UsageError, leading_error
 from iii_core.link.mux import Closed, Role, open_mux
 
 if TYPE_CHECKING:
@@ -123,8 +123,19 @@ async def _serve_request(payload: bytes, stream: MuxStream, operations: Mapping[
     except Exception as error:
         answer = {"error": describe(leading_error(error))}
     with suppress(LinkError):  # the client is gone; there is nobody to tell
-        await stream.send_message(msgspec.json.encode(answer))
+        await _send_answer(stream, msgspec.json.encode(answer))
         await stream.close()
+
+
+async def _send_answer(stream: MuxStream, answer: bytes) -> None:
+    try:
+        await stream.send_message(answer)
+    except UsageError as error:
+        too_long = ControlError(
+            f"the engine's answer is longer than a command takes ({error.message})",
+            hint="the engine goes on; ask it for less, such as for one worker",
+        )
+        await stream.send_message(msgspec.json.encode({"error": describe(too_long)}))
 
 
 async def _perform(payload: bytes, stream: MuxStream, operations: Mapping[str, Operation]) -> Any:

@@ -7,6 +7,7 @@
     │   ├── InvalidName             W100
     │   └── InvalidValue            W106
     ├── ConsentRequired             W104
+    ├── OutputError                 W107
     ├── Cancelled                   W170
     ├── ConfigError                 W131
     │   ├── ConfigIoError           W130
@@ -66,6 +67,7 @@ from iii_core.errors.base import (
     InvalidName,
     InvalidValue,
     InvocationError,
+    OutputError,
     UsageError,
     leading_error,
 )
@@ -148,6 +150,7 @@ __all__ = [
     "LockBusy",
     "LockfileMismatch",
     "NoMatchingPlatform",
+    "OutputError",
     "PluginCollision",
     "PluginError",
     "PluginMissing",

@@ -59,6 +59,12 @@ class ConsentRequired(IIIError):
     default_code = "W104"
 
 
+class OutputError(IIIError):
+    """What was asked for cannot be written to stdout."""
+
+    default_code = "W107"
+
+
 class Cancelled(IIIError):
     """The user declined."""
 

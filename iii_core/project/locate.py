@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -136,6 +137,17 @@ def runtime_dir(project: Project) -> Path:
 def control_socket(project: Project) -> Path:
     """Where an engine of this project listens for commands; creates the folder."""
     return runtime_dir(project) / _CONTROL_SOCKET
+
+
+def remove_runtime_dir(project: Project) -> None:
+    """Remove the folder of `runtime_dir` and the folders in it, as far as they are empty."""
+    try:
+        folder = runtime_dir(project)
+    except EngineError:
+        return  # then nothing was made there
+    for place, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            Path(place).rmdir()
 
 
 def make_private(folder: Path) -> None:

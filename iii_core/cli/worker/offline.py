@@ -9,6 +9,7 @@ from iii_core.cli.running import run_async
 from iii_core.errors import IIIError
 from iii_core.project.context import provider_context
 from iii_core.project.edit import not_in_config
+from iii_core.project.locate import remove_runtime_dir
 from iii_core.workers.image_service import open_images
 from iii_core.workers.install import add_worker, drop_layers, remove_from_project
 
@@ -28,6 +29,8 @@ def add_offline(
         return run_async(partial(_add, state, source, force=force, reset_config=reset_config, progress=progress))
     except IIIError as error:
         return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+    finally:
+        remove_runtime_dir(state.project)
 
 
 def remove_offline(project: Project, name: str) -> bool:

@@ -120,7 +120,7 @@ class WebSocketTransport(MessageTransport):
             ) from None
         except OSError as error:
             raise EngineNotRunning(
-                f"nothing answers at {url}: {error.strerror or error}",
+                f"nothing answers at {url}" + (f": {error.strerror}" if error.strerror else ""),
                 hint="start the engine with `iii`, or name the right address",
             ) from error
         except HandshakeFailed as failure:

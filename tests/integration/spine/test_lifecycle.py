@@ -54,6 +54,7 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
     assert not [p for p in still_running(children) if p.name() in ("bwrap", "agent", "python3")]
     assert project.stop() == 0
     assert not still_running(children, within=15)
+    assert list((project.runtime / "iii").iterdir()) == []
 
 
 def test_a_warm_add_asks_the_registry_for_no_layer(project: IIIProject, registry: Registry) -> None:

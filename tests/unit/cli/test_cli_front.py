@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,39 @@ class TestNewProject:
     def test_default_config_writes_no_file(self, iii: Any) -> None:
         check_ran(*self.run_engine(iii, "--use-default-config"))
         assert not iii.config.exists()
+
+
+@pytest.fixture
+def full() -> Iterator[Any]:
+    """A file to which nothing can be written."""
+    with Path("/dev/full").open("wb") as file:
+        yield file
+
+
+class TestOutput:
+    @pytest.mark.parametrize(
+        "args", [["--help"], ["--version"], ["worker", "list", "--json"], ["plugins", "list", "--json"]]
+    )
+    def test_results_that_do_not_arrive_are_an_error(self, iii: Any, full: Any, args: list[str]) -> None:
+        process = iii.start(*args, stdout=full)
+        said = process.communicate(timeout=20)[1].decode()
+        assert process.returncode == 1
+        assert said == (
+            "error: [W107] cannot write the output: No space left on device\n"
+            "hint: free some space, or write elsewhere\n"
+        )
+
+    @pytest.mark.parametrize(("args", "code"), [(["worker", "list"], 0), (["worker", "start", "x"], 1), (["x"], 2)])
+    def test_words_that_do_not_arrive_change_no_exit_code(
+        self, iii: Any, full: Any, args: list[str], code: int
+    ) -> None:
+        process = iii.start(*args, stdout=full, stderr=full)
+        assert process.wait(20) == code
+
+    def test_a_reader_that_went_away(self, iii: Any) -> None:
+        ours, theirs = os.pipe()
+        os.close(ours)
+        process = iii.start("worker", "list", "--json", stdout=theirs)
+        os.close(theirs)
+        assert process.communicate(timeout=20)[1] == b""
+        assert process.returncode == 141

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -165,7 +167,7 @@ class TestInvoke:
         with pytest.raises(InvocationError) as caught:
             await self.ask(b'{"type":"error","error":{"code":"AUTH_ERROR","message":"no"}}')
         assert caught.value.code == "AUTH_ERROR"
-        with pytest.raises(EngineError, match="hung up"):
+        with pytest.raises(EngineError, match="connection to the engine ended"):
             await self.ask(b'{"type":"workerregistered"}')
 
     def test_decode(self) -> None:
@@ -188,6 +190,19 @@ def running(tmp_path_factory: pytest.TempPathFactory, shared_engine: Any) -> Ite
     project.close()
 
 
+@pytest.fixture(scope="module")
+def shop(running: Any) -> Iterator[None]:
+    """A worker that is connected to the engine of `running`."""
+    port = json.loads((running.root / ".iii/engine.json").read_text())["port"]
+    program = [sys.executable, str(Path(__file__).with_name("shopworker.py")), str(port)]
+    worker = subprocess.Popen(program, env=running.env, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"serving\n"
+    yield
+    worker.kill()
+    worker.communicate(timeout=20)
+
+
 @pytest.mark.usefixtures("transport")
 class TestEngine:
     def test_result(self, running: Any) -> None:
@@ -200,17 +215,33 @@ class TestEngine:
     def test_legacy_form(self, running: Any) -> None:
         done = running("trigger", "--function-id", "engine::functions::info", "--payload", '{"function_id": "nope"}')
         assert done.code == 1
-        assert json.loads(done.err.removeprefix("Error: "))["code"] == "NOT_FOUND"
+        assert done.err.startswith("error: [NOT_FOUND] ")
 
     def test_remote_errors(self, running: Any) -> None:
         done = running("trigger", "no::such", "a=1")
         assert (done.code, done.out) == (1, "")
-        assert done.err.startswith('Error: {\n  "code": "function_not_found",\n')
-        assert json.loads(done.err.removeprefix("Error: ")) == {
-            "code": "function_not_found",
-            "message": "Function no::such not found",
-            "stacktrace": None,
-        }
+        assert done.err == (
+            "error: [function_not_found] Function no::such not found\n"
+            "hint: no connected worker provides it; 'iii worker list' shows whether its worker runs\n"
+        )
+
+    def test_what_may_have_been_meant(self, running: Any, shop: None) -> None:
+        done = running("trigger", "shop::orders::lst")
+        assert done.code == 1
+        assert "hint: did you mean 'shop::orders::list'?\n" in done.err
+
+    def test_an_error_of_a_worker(self, running: Any, shop: None) -> None:
+        done = running("trigger", "shop::fail")
+        assert (done.code, done.out) == (1, "")
+        assert done.err == (
+            "error: [sold_out] nothing is\\x1b[2J left\n"
+            "stack trace of the worker:\n  Traceback\n    line 1\n  SoldOut\n"
+        )
+
+    def test_results_as_long_as_a_message_may_be(self, running: Any, shop: None) -> None:
+        done = running("trigger", "shop::long")
+        assert (done.code, done.err) == (0, "")
+        assert len(done.out) > 60_000_000
 
     def test_help_of_a_function(self, running: Any) -> None:
         done = running("trigger", "engine::functions::info", "--help")

@@ -374,3 +374,12 @@ def test_an_engine_that_dies_in_mid_request(engine: Any) -> None:
     assert process.returncode == 1
     assert b"[W201] the engine ended before it answered" in err
     assert time.monotonic() - begun < 5
+
+
+def test_a_control_socket_that_is_gone_is_not_an_engine_that_is(engine: Any, runtime: Path) -> None:
+    record = json.loads((engine.root / ".iii/engine.json").read_text())
+    Path(record["control"]).unlink()
+    done = engine("worker", "list")
+    assert done.code == 1
+    assert f"error: [W204] the engine of this project runs (pid {record['pid']}), but its control socket" in done.err
+    assert f"'kill {record['pid']}'" in done.err

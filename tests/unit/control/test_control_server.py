@@ -168,3 +168,18 @@ async def test_nonsense_ends_one_connection_only(path: Path) -> None:
             await rude.send_all(b"GET / HTTP/1.1\r\n\r\n" * 10)
         async with client(path) as mux:
             assert await answers(await ask(mux, "echo")) == [{"result": "fine"}]
+
+
+async def test_an_answer_that_is_too_long_is_said(path: Path) -> None:
+    async def long(call: Call) -> Any:
+        return "x" * (8 << 20)
+
+    async def echo(call: Call) -> Any:
+        return "fine"
+
+    async with serving(path, long=long, echo=echo), client(path) as mux:
+        error = (await answers(await ask(mux, "long")))[-1]["error"]
+        assert error["code"] == "W204"
+        assert "longer than a command takes" in error["message"]
+        assert error["hint"].startswith("the engine goes on")
+        assert await answers(await ask(mux, "echo")) == [{"result": "fine"}]

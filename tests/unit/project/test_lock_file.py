@@ -6,9 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from iii_core.errors import ConfigError
+from iii_core.errors import ConfigError, LockfileMismatch
 from iii_core.project.locate import locate_project
-from iii_core.project.lock import Lock, LockEntry, hash_dependencies, load_lock, parse_lock, render_lock, save_lock
+from iii_core.project.lock import (
+    Lock,
+    LockEntry,
+    hash_dependencies,
+    load_lock,
+    locked_source,
+    parse_lock,
+    pin_of,
+    render_lock,
+    save_lock,
+    with_image,
+    without_worker,
+)
 
 SHA = "a" * 64
 TEXT = f"""\
@@ -130,3 +142,50 @@ def test_files(tmp_path: Path) -> None:
     save_lock(project, parse_lock(TEXT))
     assert project.lock_path.read_text() == TEXT
     assert load_lock(project) == parse_lock(TEXT)
+
+
+REFERENCE = "reg.example/o/w:1"
+PIN = f"{REFERENCE}@sha256:{SHA}"
+
+
+class TestPins:
+    def test_an_image_is_pinned_run_and_forgotten(self) -> None:
+        lock = with_image(parse_lock(TEXT), "w", REFERENCE, PIN, None)
+        assert parse_lock(render_lock(lock)) == lock
+        assert lock.workers["w"].version == "1"
+        assert pin_of(lock, "w") == PIN
+        assert locked_source(lock, "w", REFERENCE) == PIN
+        assert without_worker(lock, "w") == parse_lock(TEXT)
+
+    @pytest.mark.parametrize(
+        ("source", "pin", "version", "found"),
+        [
+            (REFERENCE, PIN, "1.4.0", "1.4.0"),
+            ("reg.example:80/o/w", f"reg.example:80/o/w:latest@sha256:{SHA}", None, f"sha256:{SHA}"),
+            (f"reg.example/o/w@sha256:{SHA}", f"reg.example/o/w@sha256:{SHA}", None, f"sha256:{SHA}"),
+        ],
+    )
+    def test_versions(self, source: str, pin: str, version: str | None, found: str) -> None:
+        lock = with_image(Lock(), "w", source, pin, version)
+        assert lock.workers["w"].version == found
+        assert locked_source(lock, "w", source).endswith(f"@sha256:{SHA}")
+
+    def test_dependencies_stay(self) -> None:
+        lock = with_image(
+            parse_lock(TEXT), "thumbs", "ghcr.io/acme/thumbs:2", f"ghcr.io/acme/thumbs:2@sha256:{SHA}", "2"
+        )
+        assert lock.workers["thumbs"].dependencies == {"helper": "^1.0.0"}
+
+    def test_what_cannot_be_pinned_is_not(self) -> None:
+        lock = with_image(with_image(Lock(), "w", REFERENCE, PIN, None), "w", "oci-archive:/a", None, None)
+        assert lock == Lock()
+        assert locked_source(lock, "w", "oci-archive:/a") == "oci-archive:/a"
+
+    @pytest.mark.parametrize("source", ["reg.example/o/w:2", f"reg.example/o/w:1@sha256:{'b' * 64}"])
+    def test_what_disagrees_is_refused(self, source: str) -> None:
+        with pytest.raises(LockfileMismatch) as caught:
+            locked_source(with_image(Lock(), "w", REFERENCE, PIN, None), "w", source)
+        assert source in caught.value.message
+        assert PIN in caught.value.message
+        with pytest.raises(LockfileMismatch, match="of type engine"):
+            locked_source(parse_lock(TEXT), "iii-state", source)

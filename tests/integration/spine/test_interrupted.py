@@ -1,0 +1,101 @@
+"""Commands and engines that are told to end leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import IIIProject
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
+
+
+class SilentRegistry:
+    """Takes connections and says nothing. ``asked`` is set by the first."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"localhost:{self._server.getsockname()[1]}"
+        self.asked = threading.Event()
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        taken: list[socket.socket] = []
+        try:
+            while True:
+                taken.append(self._server.accept()[0])
+                self.asked.set()
+        except OSError:
+            for connection in taken:
+                connection.close()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join()
+
+
+@pytest.fixture
+def silent() -> Iterator[SilentRegistry]:
+    registry = SilentRegistry()
+    yield registry
+    registry.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)], ids=str
+)
+def test_a_pull_that_is_told_to_end_cleans_up(
+    new_project: Callable[[Path, Path], IIIProject], tmp_path: Path, silent: SilentRegistry, number: int, code: int
+) -> None:
+    (tmp_path / "project").mkdir()
+    project = new_project(tmp_path / "project", tmp_path / "home")
+    before = project.config.read_bytes()
+    adding = project.popen("worker", "add", f"{silent.address}/x/y:1")
+    assert silent.asked.wait(20)
+    helpers = psutil.Process(adding.pid).children(recursive=True)
+    assert helpers
+    adding.send_signal(number)
+    said = adding.communicate(timeout=20)[1].decode()
+    assert adding.returncode == code
+    assert "Traceback" not in said
+    assert "error" not in said
+    assert psutil.wait_procs(helpers, timeout=5)[1] == []
+    assert list((project.home / "images" / "staging").iterdir()) == []
+    assert list((project.runtime / "iii").iterdir()) == []
+    assert project.config.read_bytes() == before
+
+
+def test_a_pull_outlives_a_terminal_with_nohup(
+    new_project: Callable[[Path, Path], IIIProject], tmp_path: Path, silent: SilentRegistry
+) -> None:
+    (tmp_path / "project").mkdir()
+    project = new_project(tmp_path / "project", tmp_path / "home")
+    project.wrapper = ["nohup"]
+    adding = project.popen("worker", "add", f"{silent.address}/x/y:1")
+    assert silent.asked.wait(20)
+    adding.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        adding.wait(1)
+    adding.send_signal(signal.SIGTERM)
+    adding.communicate(timeout=20)
+    assert adding.returncode == 143
+
+
+def test_an_engine_that_ends_leaves_no_runtime_folder(project: IIIProject) -> None:
+    project.start()
+    assert list((project.runtime / "iii").glob("*/control.sock"))
+    assert project.stop() == 0
+    assert list((project.runtime / "iii").iterdir()) == []
