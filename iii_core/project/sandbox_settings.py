@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -68,7 +68,7 @@ class UserIds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSettings:
-    """What one block says; None is nothing."""
+    """What one block says; None is nothing. ``line`` is where it begins, 0 where there is none."""
 
     backend: str | None = None
     limits: Limits = Limits()
@@ -76,6 +76,7 @@ class SandboxSettings:
     mounts: tuple[Mount, ...] | None = None
     ports: tuple[PublishedPort, ...] | None = None
     user: UserIds | None = None
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,7 @@ class _Reader:
             mounts=self._list("mounts", self._mount, MOST_MOUNTS, unique=lambda mount: mount.target),
             ports=self._list("ports", _port, MOST_PORTS, unique=lambda port: (port.address, port.host)),
             user=self._value("user", _user),
+            line=self._block.line,
         )
 
     def _value(self, key: str, parse: Callable[[Any], T]) -> T | None:
@@ -205,7 +207,8 @@ class _Reader:
         match parts.get("source"), parts.get("target"), parts.get("writable", False):
             case (str(source), str(target), bool(writable)) if source:
                 return source, target, writable
-        raise ValueError("source and target must be text, writable true or false")
+            case _:
+                raise ValueError("source and target must be text, writable true or false")
 
     def _source(self, text: str) -> Path:
         if text == "~" or text.startswith("~/"):

@@ -12,6 +12,8 @@ from iii_core.records import ProbeResult, SandboxBackend
 from iii_core.sandbox.hostclient import open_sandbox_host
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from iii_core.host import PluginHost, PluginInfo
     from iii_core.records import OpenContext
     from iii_core.sandbox.host import SandboxHost
@@ -49,8 +51,12 @@ class Finding:
         }
 
 
-async def survey(plugins: PluginHost, context: OpenContext) -> list[Finding]:
+async def survey(
+    plugins: PluginHost, context: OpenContext, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Finding]:
     """Probe all installed backends in a sandbox host process, as an engine does; the strongest first.
+
+    ``settings`` are those of each backend by name, checked (`iii_core.project.provider_settings`).
 
     Takes as long as the slowest probe, each being bounded by `iii_core.sandbox.host.PROBE_TIMEOUT`.
 
@@ -68,7 +74,7 @@ async def survey(plugins: PluginHost, context: OpenContext) -> list[Finding]:
         async with slots:
             verdicts[name] = await _probe(host, name)
 
-    async with open_sandbox_host(context) as host, trio.open_nursery() as nursery:
+    async with open_sandbox_host(context, config=settings) as host, trio.open_nursery() as nursery:
         for name in records:
             nursery.start_soon(probe, host, name)
     return _ranked(plugins, verdicts)

@@ -81,7 +81,7 @@ def sandbox_part(entry: WorkerEntry, own: SandboxSettings, shared: SandboxSettin
         mounts=own.mounts if own.mounts is not None else shared.mounts or (),
         ports=own.ports or (),
         user=own.user or shared.user,
-        declared_at=f"{entry.sandbox.file}:{entry.sandbox.line or entry.line}",
+        declared_at=f"{entry.sandbox.file}:{own.line or shared.line or entry.line}",
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import trio
 
 from iii_core.errors import PluginMissing, WorkerAlreadyExists, WorkerNotInstalled
-from iii_core.project.config import load_config
+from iii_core.project.config import WorkerEntry, load_config
 from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
 from iii_core.project.expand import expand
@@ -19,8 +19,9 @@ from iii_core.project.names import check_name
 from iii_core.workers.writable import drop_writable
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from iii_core.images.port import Image, ProgressSink
-    from iii_core.project.config import WorkerEntry
     from iii_core.project.locate import Project
     from iii_core.workers.image_service import ImageService
 
@@ -74,12 +75,14 @@ async def add_worker(
     force: bool,
     reset_config: bool,
     progress: ProgressSink,
+    check: Callable[[WorkerEntry], Awaitable[None]],
 ) -> Installed:
     """Fetch what ``source`` names, declare it in config.yaml and pin it in iii.lock; starts nothing.
 
     The image's ``ENV`` becomes the entry's ``config:`` (seed rule) and its resource hints ``resources:``; what the user
     has written there already wins, unless ``reset_config`` drops it. ``force`` asks the registry again; with it
     ``source`` may also be the name of an image worker of config.yaml, which then comes from where it came from.
+    ``check`` is asked whether such an entry can be run here, and raises if not.
     The files are written last and at once, so a failure or cancellation leaves the project as it was.
 
     Raises:
@@ -107,6 +110,7 @@ async def add_worker(
     locked = wanted if known and entry["image"] == known.image else image.reference
     before = await trio.to_thread.run_sync(_declared, project, name)
     _refuse_kind(before)
+    await check(before if before and not reset_config else WorkerEntry(name=name, line=0, image=image.reference))
 
     def edit(text: str) -> Edited:
         return put_worker(_without(text, name) if reset_config else text, entry)

@@ -55,6 +55,10 @@ class Application(Protocol):
         """Take up config.yaml as it is now. Raises `ConfigError`; what was in force stays then."""
         ...
 
+    async def check_worker(self, entry: WorkerEntry) -> None:
+        """See `iii_core.workers.check.check_entry`."""
+        ...
+
     def engine_status(self) -> dict[str, Any]:
         """``engine.status``."""
         ...
@@ -159,6 +163,7 @@ class WorkerOperations:
                 force=request.force,
                 reset_config=request.reset_config,
                 progress=call.report,
+                check=self._app.check_worker,
             )
             await self._app.reload()
             supervisor = self._app.manager.get(installed.name)

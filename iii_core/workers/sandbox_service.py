@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iii_core.errors import BackendUnavailable, PluginMissing, SandboxError, SandboxHostDied, UnsupportedOperation
+from iii_core.errors import BackendUnavailable, SandboxError, SandboxHostDied
 from iii_core.records import SandboxBackend
-from iii_core.sandbox.port import check_supported
+from iii_core.workers.check import named, require
 from iii_core.workers.services import OpenBackend
 from iii_core.workers.spec import AUTO_BACKEND
 
@@ -48,21 +48,15 @@ class SandboxService:
             host = self._host
             if host is None:
                 host = self._host = await self._nursery.start(self._keep_host)
-            record = self._named(name) if name != AUTO_BACKEND else await self._strongest(host)
+            record = named(self._records, name) if name != AUTO_BACKEND else await self._strongest(host)
             notes = () if name != AUTO_BACKEND else tuple(self._passed_over.values())
         return OpenBackend(record, await host.driver(record.name), notes)
 
     async def check(self, name: str, needs: SandboxNeeds) -> None:
         """See `iii_core.workers.services.Sandboxes.check`."""
-        record = self._named(name) if name != AUTO_BACKEND else (await self.backend(name)).record
+        record = named(self._records, name) if name != AUTO_BACKEND else (await self.backend(name)).record
         await trio.lowlevel.checkpoint()
-        try:
-            check_supported(needs, record.capabilities, record.name)
-        except UnsupportedOperation as error:
-            able = [other.name for other in self._records.values() if _supports(other, needs)]
-            if able:
-                error.hint = f"{error.hint}; {', '.join(sorted(able))} {'has' if len(able) == 1 else 'have'} it"
-            raise
+        require(record, needs, self._records)
 
     async def _keep_host(self, *, task_status: trio.TaskStatus[SandboxHost]) -> None:
         async with self._open_host() as host:
@@ -70,15 +64,6 @@ class SandboxService:
             how = await host.wait_died()
             _log.error("the sandbox host died (%s); its workers will be started anew", how)
         self._host = None  # not before the block has swept what the dead one left: it would take a new one for that
-
-    def _named(self, name: str) -> SandboxBackend:
-        if name not in self._records:
-            raise PluginMissing(
-                f"there is no sandbox backend {name!r}",
-                hint=f"installed backends: {', '.join(sorted(self._records)) or 'none'}",
-                details={"backend": name},
-            )
-        return self._records[name]
 
     async def _strongest(self, host: SandboxHost) -> SandboxBackend:
         """The strongest backend whose probe succeeds and that may be chosen so; remembered once found."""
@@ -112,14 +97,6 @@ class SandboxService:
             hint="; ".join(hints) or "install one, such as iii-sandbox-bubblewrap",
             details={"backends": reasons},
         )
-
-
-def _supports(record: SandboxBackend, needs: SandboxNeeds) -> bool:
-    try:
-        check_supported(needs, record.capabilities, record.name)
-    except UnsupportedOperation:
-        return False
-    return True
 
 
 @asynccontextmanager

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from iii_core.cli.running import run_async
 from iii_core.errors import IIIError
+from iii_core.project.config import ProjectConfig, load_config
 from iii_core.project.context import provider_context
 from iii_core.project.edit import not_in_config
 from iii_core.project.locate import remove_runtime_dir
+from iii_core.project.provider_settings import provider_settings
+from iii_core.records import RegistryResolver, SandboxBackend
+from iii_core.workers.check import UnopenedBackends, check_entry
 from iii_core.workers.image_service import open_images
 from iii_core.workers.install import add_worker, drop_layers, remove_from_project
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
     from iii_core.cli.state import State
     from iii_core.images.port import Progress
+    from iii_core.project.config import WorkerEntry
     from iii_core.project.locate import Project
 
 
@@ -49,9 +54,19 @@ async def _add(
     def report(step: Progress) -> None:
         progress({"stage": step.stage, "item": step.item, "done": step.done, "total": step.total})
 
-    async with open_images(state.plugins, partial(provider_context, state.project)) as images:
+    project, plugins = state.project, state.plugins
+    config = load_config(project) if project.config_path.exists() else ProjectConfig()
+    backends = UnopenedBackends(plugins.collect(SandboxBackend))
+    registries = provider_settings(
+        config.registries, plugins.collect(RegistryResolver), project.environ, what="registry"
+    )
+
+    async def check(entry: WorkerEntry) -> None:
+        await check_entry(entry, config, project, backends)
+
+    async with open_images(plugins, partial(provider_context, project), registries) as images:
         installed = await add_worker(
-            state.project, images, source, force=force, reset_config=reset_config, progress=report
+            project, images, source, force=force, reset_config=reset_config, progress=report, check=check
         )
     return {**installed.as_json(), "offline": True}
 

@@ -215,3 +215,26 @@ def test_nothing_dies(running: IIIProject) -> None:
     running.assert_callable()
     after = running.status()["pid"], running.status()["restarts"], running.ok(*ENTER, "--", "sh", "-c", WORKER_PID_OF)
     assert after == before
+
+
+@pytest.mark.long
+def test_a_frozen_agent(working: IIIProject) -> None:
+    """Who waits for it is told that the sandbox is the trouble, not the engine; and the worker is started anew."""
+    before = working.status()
+    (agent,) = psutil.Process(before["pid"]).children()
+    agent.suspend()
+    done = working.run(*ENTER, "--", "true")
+    assert done.returncode != 0
+    assert b"[W234] the sandbox of worker" in done.stderr
+    after = working.wait_restarted()
+    assert after["pid"] != before["pid"]
+    assert "did not answer any more, and was ended" in log_of(working, "--previous")
+    working.assert_callable()
+
+
+@pytest.mark.long
+def test_a_frozen_sandbox_host_does_not_keep_the_engine_from_ending(working: IIIProject) -> None:
+    children = working.descendants()
+    working.sandbox_host().suspend()
+    assert working.stop(signal.SIGINT, timeout=45) == 0
+    assert_gone(children, AT_ONCE)
