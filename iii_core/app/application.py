@@ -103,11 +103,17 @@ class Application:
         async with self._reloading:
             declared = await trio.to_thread.run_sync(load_declared, self.project, self._providers)
             await self._engine.apply(declared.engine)
+            self.leave_word()
             self._declared = declared
             start = self._at_start
             if (declared.backends, declared.registries) != (start.backends, start.registries):
                 _log.warning("settings of sandbox backends and registries are taken up when the engine starts again")
             await self.start_workers()
+
+    def leave_word(self) -> None:
+        """Write down where this engine is, for commands."""
+        at = EngineTunnel(self._engine).trusted
+        write_record(self.project, control=control_socket(self.project), port=at.port, secure=at.secure)
 
     async def start_workers(self) -> None:
         """Make the managed workers those that the configuration in force declares."""
@@ -210,9 +216,8 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
             application = Application(project, providers, engine, manager, images, sandboxes, declared)
             try:
                 async with trio.open_nursery() as front:
-                    path = control_socket(project)
-                    await front.start(serve_control, path, WorkerOperations(application).table())
-                    write_record(project, control=path, port=tunnel.port, secure=tunnel.trusted.secure)
+                    await front.start(serve_control, control_socket(project), WorkerOperations(application).table())
+                    application.leave_word()
                     await application.start_workers()
                     yield application
                     front.cancel_scope.cancel()
