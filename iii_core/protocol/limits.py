@@ -38,7 +38,7 @@ class EngineLimits:
             and of the arguments of one call of the engine's own functions.
         worker_registrations_bytes: the same for all registrations of one worker, 1 KiB for each on top.
         origin_registrations_bytes: the same for all workers of one sandbox together, and for all outside of any.
-        answer_bytes: what discovery may answer to one call, or tell of in one event; more than one worker can fill alone.
+        answer_bytes: what discovery may answer to one call, or tell of in one event: more than one worker can fill.
         subscriptions: triggers that one worker may have on one of the engine's own types.
     """
 

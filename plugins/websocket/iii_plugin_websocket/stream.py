@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RECEIVE_SIZE = 64 * 1024
 
-TURN: Final = 16
+TURN: Final = 8
 """Frames that are handled before other tasks run."""
 
 _SEND_SIZE: Final = 16 * 1024
