@@ -90,6 +90,13 @@ class MemoryBackend:
                 return
         raise KeyError(sandbox_id)
 
+    def freeze(self, sandbox_id: str) -> None:
+        """Let a running sandbox stand still: it reads and says nothing any more. Raises ``KeyError`` as `crash`."""
+        for driver in self._drivers:
+            if driver.freeze(sandbox_id):
+                return
+        raise KeyError(sandbox_id)
+
     async def _probe(self, config: NoConfig, context: OpenContext) -> ProbeResult:
         await trio.lowlevel.checkpoint()
         return self.probe_result
@@ -114,6 +121,34 @@ class _Boot:
         self.ended = trio.Event()
         self.link: socket.socket | None = None
         self.exit = "signal 9"
+        self.frozen = False
+
+
+class _BootStream(trio.abc.Stream):
+    """A guest's end of its link, over which nothing goes once it is frozen."""
+
+    def __init__(self, stream: trio.SocketStream, boot: _Boot) -> None:
+        self._stream = stream
+        self._boot = boot
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        await self._thaw()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._thaw()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def _thaw(self) -> None:
+        if self._boot.frozen:
+            await trio.sleep_forever()
 
 
 class _Sandbox:
@@ -186,7 +221,7 @@ class _MemoryDriver(SandboxDriver):
         guest = MemoryGuest(self._backend.programs, sandbox.spec.writable_dir, sandbox.say)
         try:
             with boot.scope:
-                boot.exit = await guest.run(stream)
+                boot.exit = await guest.run(_BootStream(stream, boot))
         finally:
             stream.socket.close()  # it may have been cancelled before it was the guest's
             if boot.link is not None:
@@ -263,6 +298,14 @@ class _MemoryDriver(SandboxDriver):
             return False
         boot.exit = exit
         boot.scope.cancel()
+        return True
+
+    def freeze(self, sandbox_id: str) -> bool:
+        """Let a running sandbox stand still; whether there is one."""
+        boot = self._sandboxes[sandbox_id].boot if sandbox_id in self._sandboxes else None
+        if boot is None:
+            return False
+        boot.frozen = True
         return True
 
     def close(self) -> None:

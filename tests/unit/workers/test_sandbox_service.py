@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pluggy
@@ -11,13 +12,15 @@ import pytest
 import trio
 import trio.testing
 
-from iii_core.errors import BackendUnavailable, PluginMissing, SandboxHostDied
+from iii_core.errors import BackendUnavailable, PluginMissing, SandboxHostDied, UnsupportedOperation
 from iii_core.host import PluginHost
 from iii_core.records import OpenContext, ProbeResult, SandboxBackend
 from iii_core.sandbox.host import SandboxHost, open_inline_host
-from iii_core.sandbox.port import SandboxDriver
+from iii_core.sandbox.port import Capability, Egress, SandboxDriver
 from iii_core.testing.memory_backend import MemoryBackend
+from iii_core.workers.check import UnopenedBackends
 from iii_core.workers.sandbox_service import SandboxService, open_sandboxes
+from iii_core.workers.spec import WorkerSpec
 
 hookimpl = pluggy.HookimplMarker("iii")
 
@@ -27,10 +30,12 @@ class Backends:
 
     def __init__(self) -> None:
         self.weak, self.strong = MemoryBackend(), MemoryBackend()
+        self.weak_can: frozenset[Capability] = frozenset()
 
     @hookimpl
     def iii_sandbox_backends(self) -> list[SandboxBackend]:
-        return [self.weak.record("weak", strength=1), self.strong.record("strong", strength=9)]
+        weak = replace(self.weak.record("weak", strength=1), capabilities=self.weak_can)
+        return [weak, self.strong.record("strong", strength=9)]
 
 
 class MortalHost(SandboxHost):
@@ -120,6 +125,53 @@ async def test_where_none_works_all_reasons_are_told(hosts: Hosts, backends: Bac
         with pytest.raises(BackendUnavailable, match="strong: no such device; weak: forbidden") as caught:
             await sandboxes.backend("auto")
         assert caught.value.hint == "buy one"
+
+
+async def test_one_that_works_only_when_asked_for_is_passed_over_and_why_is_told(
+    hosts: Hosts, backends: Backends
+) -> None:
+    backends.strong.probe_result = ProbeResult(ok=True, automatic=False, reason="it is slow here")
+    async with hosts.service() as sandboxes:
+        for _ in range(2):
+            chosen = await sandboxes.backend("auto")
+            assert chosen.record.name == "weak"
+            assert chosen.notes == ("strong is not chosen by itself: it is slow here",)
+        named = await sandboxes.backend("strong")
+        assert (named.record.name, named.notes) == ("strong", ())
+
+
+async def test_where_only_such_a_one_works_the_hint_says_how_to_have_it(hosts: Hosts, backends: Backends) -> None:
+    backends.strong.probe_result = ProbeResult(ok=True, automatic=False, reason="it is slow here")
+    backends.weak.probe_result = ProbeResult(ok=False, reason="forbidden")
+    async with hosts.service() as sandboxes:
+        with pytest.raises(BackendUnavailable, match="strong: it is slow here; weak: forbidden") as caught:
+            await sandboxes.backend("auto")
+        assert "'sandbox: {backend: strong}' uses strong nevertheless" in (caught.value.hint or "")
+
+
+async def test_what_a_backend_lacks_is_known_before_it_is_used(tmp_path: Path, backends: Backends) -> None:
+    backends.weak_can = frozenset({Capability.EGRESS})
+    hosts, needs = Hosts(backends, tmp_path), WorkerSpec(name="w", source="x", egress=Egress())
+    async with hosts.service() as sandboxes:
+        await sandboxes.check("weak", needs)
+        assert hosts.opened == [], "nothing was opened for that"
+        for name in ("strong", "auto"):
+            with pytest.raises(UnsupportedOperation, match="strong does not support network access") as caught:
+                await sandboxes.check(name, needs)
+            assert (caught.value.hint or "").endswith("weak has it")
+        with pytest.raises(PluginMissing) as missing:
+            await sandboxes.check("wek", needs)
+        assert missing.value.hint == "did you mean 'weak'?"
+
+
+async def test_without_an_engine_auto_may_be_any(backends: Backends) -> None:
+    (weak, strong), needs = backends.iii_sandbox_backends(), WorkerSpec(name="w", source="x", egress=Egress())
+    able = replace(weak, capabilities=frozenset({Capability.EGRESS}))
+    await UnopenedBackends({"weak": able, "strong": strong}).check("auto", needs)
+    await UnopenedBackends({}).check("auto", needs)
+    for name in ("auto", "strong"):
+        with pytest.raises(UnsupportedOperation):
+            await UnopenedBackends({"weak": weak, "strong": strong}).check(name, needs)
 
 
 async def test_a_host_that_dies_is_replaced_when_it_has_been_swept(
