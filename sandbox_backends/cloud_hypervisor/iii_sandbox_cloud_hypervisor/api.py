@@ -7,20 +7,21 @@ import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import httpx  # the small part used here needs none of its continuation's fixes
+import httpx  # noqa: ASYNC127  # should it need a fix one day: its continuation, httpx2, can take its place here
 import msgspec
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from pathlib import Path
 
 T = TypeVar("T")
 BASE: Final = "http://localhost/api/v1/"
 MAX_ANSWER: Final = 1 << 20
 MAX_WORDS: Final = 500
-_UNSAFE: Final = re.compile(r"[^\x20-\x7e]+")
-_HEADERS: Final = {"Host": "localhost", "Accept": "application/json", "Content-Type": "application/json"}
+CLOSE_SECONDS: Final = 1.0
+_UNSAFE: Final = re.compile(r"[^\x21-\x7e]+")
+_JSON: Final = "application/json"
 
 
 class ApiError(Exception):
@@ -52,8 +53,8 @@ class VmInfo(msgspec.Struct, frozen=True):
 class Api:
     """One VMM. Every call takes ``seconds`` at most and raises `ApiError`; cancelling one breaks its connection."""
 
-    def __init__(self, client: httpx.AsyncClient, seconds: float) -> None:
-        self._client = client
+    def __init__(self, transport: httpx.AsyncBaseTransport, seconds: float) -> None:
+        self._transport = transport
         self._seconds = seconds
 
     async def ping(self) -> Pong:
@@ -85,35 +86,60 @@ class Api:
         await self._put("vmm.shutdown")
 
     async def _get(self, path: str, kind: type[T]) -> T:
-        _, answer = await self._call("GET", path)
+        answer = await self._call("GET", path, {"Accept": _JSON})
         try:
             return msgspec.json.decode(answer, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(f"{path}: the VMM's answer cannot be understood: {error}") from error
+            raise ApiError(f"{path}: the VMM's answer cannot be understood: {printable(str(error))}") from error
 
     async def _put(self, path: str, body: bytes = b"") -> None:
-        await self._call("PUT", path, body)
+        kind = {"Content-Type": _JSON} if body else {}
+        await self._call("PUT", path, {**kind, "Content-Length": str(len(body))}, body)
 
-    async def _call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    async def _call(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+        request = httpx.Request(method, BASE + path, headers={"Host": "localhost", **headers}, stream=_Body(body))
         try:
             with trio.fail_after(self._seconds):
-                status, answer = await self._exchange(method, path, body)
+                status, answer = await self._exchange(request)
         except trio.TooSlowError:
             raise ApiError(f"{path}: the VMM did not answer within {self._seconds:g} s") from None
         except (httpx.HTTPError, OSError) as error:
             raise ApiError(f"{path}: {printable(str(error)) or type(error).__name__}") from error
+        if len(answer) > MAX_ANSWER:
+            raise ApiError(f"{path}: the VMM's answer is longer than {MAX_ANSWER} bytes")
         if status // 100 != 2:
             raise ApiError(f"{path}: the VMM answered {status}: {words_of(answer) or 'nothing'}", status)
-        return status, answer
+        return answer
 
-    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+    async def _exchange(self, request: httpx.Request) -> tuple[int, bytes]:
+        """Status and answer; of one that is too long, its beginning."""
         answer = bytearray()
-        async with self._client.stream(method, path, content=body) as response:
-            async for piece in response.aiter_raw():
-                answer += piece
-                if len(answer) > MAX_ANSWER:
-                    raise ApiError(f"{path}: the VMM's answer is longer than {MAX_ANSWER} bytes")
-            return response.status_code, bytes(answer)
+        response = await self._transport.handle_async_request(request)
+        try:
+            with trio.CancelScope() as reading:
+                async for piece in response.aiter_raw():
+                    answer += piece
+                    if len(answer) > MAX_ANSWER:
+                        reading.cancel()  # not ``break``, which would leave httpx's generators half way
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await response.aclose()
+        return response.status_code, bytes(answer)
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a request. httpx's own is a generator, of which a cancelled call would leave half."""
+
+    def __init__(self, data: bytes) -> None:
+        self._pieces = [data] if data else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
 
 
 def words_of(answer: bytes) -> str:
@@ -134,11 +160,9 @@ def printable(text: str) -> str:
 async def open_api(path: Path, seconds: float) -> AsyncGenerator[Api]:
     """A client of the VMM whose socket is at ``path``; a call may take ``seconds``.
 
-    Each call has a connection of its own: a broken one spoils no other. Proxies and the like are not looked for.
+    Each call has a connection of its own: a broken one spoils no other.
     """
     nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else every client would load all certificates of the machine
-    transport = httpx.AsyncHTTPTransport(uds=str(path), verify=nobody, limits=httpx.Limits(max_keepalive_connections=0))
-    client = httpx.AsyncClient(transport=transport, base_url=BASE, trust_env=False, timeout=seconds)
-    client.headers = httpx.Headers(_HEADERS)  # and none of httpx's own: the VMM's HTTP is a small one
-    async with client:
-        yield Api(client, seconds)
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncHTTPTransport(uds=str(path), verify=nobody, limits=limits) as transport:
+        yield Api(transport, seconds)

@@ -122,7 +122,7 @@ class CloudHypervisorLauncher(Launcher):
         if failure.status is None:  # perhaps the VMM has ended, and how is what matters then
             with trio.move_on_after(self._patience.farewell):
                 await boot.ended.wait()
-        raise LaunchFailed(str(failure)) from failure
+        raise LaunchFailed(boot.exit or str(failure)) from failure
 
     def _guest(self, place: Place, spec: SandboxSpec, files: BootFiles) -> Guest:
         return Guest(

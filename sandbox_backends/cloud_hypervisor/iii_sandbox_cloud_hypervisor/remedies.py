@@ -6,12 +6,12 @@ import re
 from typing import Final
 
 REMEDIES: Final[tuple[tuple[str, str], ...]] = (
+    (r"misunderstood", "a newer cloud-hypervisor is needed"),
     (
         r"(?i)landlock",
         "this machine's kernel may be too old for Landlock: set `landlock: false` of the cloud-hypervisor backend to "
         "do without",
     ),
-    (r"misunderstood", "a newer cloud-hypervisor is needed"),
     (r"(?i)seccomp", "set `seccomp: false` of the cloud-hypervisor backend, and report it: a system call is missing"),
     (r"/dev/kvm|(?i:\bkvm\b)", "/dev/kvm must be there, be yours to open, and be able to run a guest"),
     (r"(?i)lock", "another program uses the sandbox's disk"),

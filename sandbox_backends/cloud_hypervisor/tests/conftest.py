@@ -61,14 +61,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
 
 @pytest.fixture
 def context(guest_home: Path, tmp_path: Path) -> Iterator[OpenContext]:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "kernels").symlink_to(guest_home / "kernels")
     with tempfile.TemporaryDirectory(prefix="iii-") as run:  # short: it holds sockets
-        yield OpenContext(
-            state_dir=tmp_path / "state", runtime_dir=Path(run), home=guest_home, environ=dict(os.environ)
-        )
+        yield OpenContext(state_dir=tmp_path / "state", runtime_dir=Path(run), home=home, environ=dict(os.environ))
 
 
 @pytest.fixture
-def bench(context: OpenContext, description_file: Path, image: RootImage, tmp_path: Path) -> Bench:
+def bench(context: OpenContext, description_file: Path, image: RootImage, tmp_path: Path) -> Iterator[Bench]:
+    """Nothing that is not as described may be sent or answered in any test."""
     folder = tmp_path / "sandboxes"
     folder.mkdir()
-    return Bench(context=context, description=description_file, image=image, folder=folder)
+    bench = Bench(context=context, description=description_file, image=image, folder=folder)
+    yield bench
+    bench.calls()

@@ -6,7 +6,6 @@ Left out are the checks of what only a guest's kernel and its disks can keep: li
 from __future__ import annotations
 
 import pytest
-from iii_sandbox_cloud_hypervisor.policy import CAPABILITIES
 
 from iii_core.testing import sandbox_kit, sandbox_kit_faults, sandbox_kit_options
 
@@ -24,8 +23,4 @@ OF_THE_KERNEL = {
     "check", [check for check in sandbox_kit.CHECKS if check not in OF_THE_KERNEL], ids=lambda check: check.__name__
 )
 async def test_conformance(check: sandbox_kit.Check, bench: Bench) -> None:
-    await check(
-        sandbox_kit.SandboxesUnderTest(
-            open=bench.open, image=bench.image, folder=bench.folder, capabilities=CAPABILITIES
-        )
-    )
+    await check(bench.under_test())

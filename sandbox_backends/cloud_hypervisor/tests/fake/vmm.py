@@ -1,12 +1,13 @@
 """Plays ``cloud-hypervisor``: its command line, its API as described, its events; and fails as it is told to.
 
-Run as a program: ``vmm.py --description FILE.json --agent FILE --faults JSON -- <cloud-hypervisor's arguments>``. A
-request that is not as described is answered 400 and said on stderr; so is a response of our own, and that is a bug.
+Run as a program: ``vmm.py --description FILE.json --agent FILE --log FILE --faults JSON``, then the arguments that
+``cloud-hypervisor`` takes. Each call is noted in the log, and whatever is not as described: such a request is answered
+400. SIGUSR1 makes its guest reboot.
 
 Faults, by name:
 
     start: ``die`` (at once), ``deaf`` (never serves the API), ``pause`` (serves it late)
-    at: {call: kind}, with kind ``slow``, ``hang``, ``close``, ``truncate``, ``garbage``, ``wrong``, ``endless``,
+    at: {call: kind}, with kind ``slow``, ``hang``, ``close``, ``truncate``, ``garbage``,
         ``die``, ``die-after`` (answers first), ``ignore`` (answers, and does nothing), or a refusal [status, body]
     vsock: ``never`` (nobody listens), ``garbage``, ``no-socket``
     after-boot: ``die``, ``reboot``
@@ -132,12 +133,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer_request(self) -> None:
         path = self.path.removeprefix("/api/v1/")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        log(f"{self.command} {path} {body.decode(errors='replace')}")
+        self.server.log(f"{self.command} {path}")
         wrong = self.server.description.wrong_request(self.command, path, body)
         if body and self.headers.get("Content-Type") != "application/json":
             wrong = "its body is not declared as JSON"
         if wrong is not None or self.path == path:
-            log(f"wrong request: {wrong}")
+            self.server.log(f"wrong request: {wrong}")
             return self.reply(400, json.dumps(["Bad request", str(wrong)]).encode())
         kind = self.server.vmm.faults.get("at", {}).get(path)
         if self.fail_before(kind):
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         data = b"" if answer is None else json.dumps(answer).encode()
         wrong = self.server.description.wrong_response(self.command, path, status, data)
         if wrong is not None:
-            log(f"wrong response: {wrong}")
+            self.server.log(f"wrong response: {wrong}")
         self.fail_after(kind, status, data)
         return None
 
@@ -165,9 +166,6 @@ class Handler(BaseHTTPRequestHandler):
             case "garbage":
                 self.wfile.write(b"\xff\xfe\x00 this is no HTTP\r\n\r\n")
                 self.close_connection = True
-            case "endless":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n" + b"[" * (2 << 20))
-                self.close_connection = True
             case "die":
                 self.server.vmm.die()
             case [status, answer]:
@@ -180,8 +178,6 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "truncate":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{")
             self.close_connection = True
-        elif kind == "wrong":
-            self.reply(200, b'{"half": [1, 2')
         else:
             self.reply(status, data)
         if kind == "die-after":
@@ -206,17 +202,17 @@ class Handler(BaseHTTPRequestHandler):
 class Server(UnixStreamServer):
     """Serves the inherited socket."""
 
-    def __init__(self, listener: socket.socket, vmm: Vmm, description: Description) -> None:
+    def __init__(self, listener: socket.socket, vmm: Vmm, description: Description, log: Path) -> None:
         super().__init__("", Handler, bind_and_activate=False)
+        self._log = log
         self.socket.close()
         self.socket = listener
         self.vmm = vmm
         self.description = description
 
-
-def log(text: str) -> None:
-    """As the VMM's own messages."""
-    print(f"vmm: {text}", file=sys.stderr, flush=True)
+    def log(self, text: str) -> None:
+        with self._log.open("a") as file:
+            file.write(text + "\n")
 
 
 def number_of(text: str) -> int:
@@ -231,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--description", type=Path, required=True)
     parser.add_argument("--agent", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--faults", type=json.loads, default={})
     parser.add_argument("--version", action="version", version="cloud-hypervisor v99.0")
     parser.add_argument("--api-socket", type=number_of, required=True)
@@ -246,7 +243,8 @@ def main() -> None:
         time.sleep(SLOW)
     vmm = Vmm(options.faults, options.agent, options.event_monitor)
     listener = socket.socket(fileno=options.api_socket)
-    Server(listener, vmm, Description.load(options.description)).serve_forever()
+    signal.signal(signal.SIGUSR1, lambda *_: vmm.say("vm", "rebooting"))
+    Server(listener, vmm, Description.load(options.description), options.log).serve_forever()
 
 
 if __name__ == "__main__":
