@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager, suppress
+import os
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,10 +14,12 @@ from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.link.nursery import open_service_nursery
 from iii_sandbox_libvirt.api import Library, load
 from iii_sandbox_libvirt.eventloop import run_event_loop
+from iii_sandbox_libvirt.hints import hint_for
 from iii_sandbox_libvirt.zombies import Zombies
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Generator
+    from pathlib import Path
 
     from iii_sandbox_libvirt.api import Connect, Domain
 
@@ -145,12 +148,19 @@ def translated(library: Library, error: Exception) -> SandboxError:
     message = getattr(error, "get_error_message", lambda: str(error))() or str(error)
     if code == library.VIR_ERR_NO_DOMAIN:
         return _Gone(f"libvirt: {message}")
-    return SandboxError(f"libvirt: {message}", details={"backend": "libvirt", "libvirt_code": code})
+    return SandboxError(
+        f"libvirt: {message}", hint=hint_for(message), details={"backend": "libvirt", "libvirt_code": code}
+    )
 
 
 @asynccontextmanager
-async def open_connection(uri: str, emulator: str) -> AsyncGenerator[Connection]:
-    """Connect to libvirt, whose guests run in ``emulator`` (a program's name).
+async def open_connection(uri: str, emulator: str, cache: Path | None = None) -> AsyncGenerator[Connection]:
+    """Connect to libvirt.
+
+    Args:
+        uri: https://libvirt.org/uri.html
+        emulator: the name of the program that runs its guests.
+        cache: where libvirt, if it comes to run in this process, keeps what is meant for the user's ``~/.cache``.
 
     Raises:
         BackendUnavailable: the binding or the driver is missing, or libvirt refuses.
@@ -164,7 +174,7 @@ async def open_connection(uri: str, emulator: str) -> AsyncGenerator[Connection]
         ) from error
     library.registerErrorHandler(_drop, None)  # errors come as exceptions; it would print them on stderr too
     run_event_loop()
-    handle = await _open(library, uri)
+    handle = await _open(library, uri, cache)
     connection = Connection(library, handle, Zombies(emulator))
     try:
         yield connection
@@ -173,9 +183,9 @@ async def open_connection(uri: str, emulator: str) -> AsyncGenerator[Connection]
             await connection.close()
 
 
-async def _open(library: Library, uri: str) -> Connect:
+async def _open(library: Library, uri: str, cache: Path | None) -> Connect:
     try:
-        with trio.fail_after(OPEN_TIMEOUT):
+        with trio.fail_after(OPEN_TIMEOUT), _cache_in(cache):
             return await trio.to_thread.run_sync(library.open, uri, abandon_on_cancel=True)
     except trio.TooSlowError as error:
         raise BackendUnavailable(
@@ -184,21 +194,22 @@ async def _open(library: Library, uri: str) -> Connect:
         ) from error
     except library.libvirtError as error:
         message = translated(library, error).message
-        raise BackendUnavailable(f"{message} ({uri})", hint=_hint(message)) from error
+        raise BackendUnavailable(f"{message} ({uri})", hint=hint_for(message)) from error
 
 
-def _hint(message: str) -> str | None:
-    """What helps against libvirt's usual refusals."""
-    for words, hint in (
-        ("Failed to parse user", "apt install libvirt-daemon-system, which makes QEMU's user"),
-        ("Failed to connect socket", "start libvirtd, or set `connection: embed`"),
-        ("no connection driver available", "apt install libvirt-daemon-driver-qemu qemu-system-x86"),
-        ("Cannot find", "apt install qemu-system-x86"),
-        ("Failed to acquire pid file", "another process uses this folder; stop it"),
-    ):
-        if words in message:
-            return hint
-    return None
+@contextmanager
+def _cache_in(folder: Path | None) -> Generator[None]:
+    """libvirt's library asks the environment once (GLib, ``g_get_user_cache_dir``)."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    if folder is not None:
+        os.environ["XDG_CACHE_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            del os.environ["XDG_CACHE_HOME"]
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
 
 
 def _drop(*_: object) -> None:

@@ -68,7 +68,9 @@ async def open_driver(
     try:
         if embedded and accelerator is Accelerator.TCG and places.user is not None:
             hide_kvm(places)
-        async with open_connection(_uri(settings, places), emulator.name) as connection:
+        async with open_connection(
+            _uri(settings, places), emulator.name, places.libvirt if embedded else None
+        ) as connection:
             await _sweep(connection, places)
             async with open_launched(
                 lambda nursery: LibvirtLauncher(

@@ -68,6 +68,7 @@ class LibvirtLauncher(Launcher):
     async def prepare(self, spec: SandboxSpec) -> None:
         """See `Launcher.prepare`: makes the disk that takes what the guest writes."""
         spec.writable_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._places.let_in(spec.writable_dir)
         await create_data_disk(spec.writable_dir / DATA_DISK, policy.disk_mib(spec.limits) << 20)
 
     async def launch(self, spec: SandboxSpec, console: Console) -> LibvirtBoot:
@@ -125,6 +126,7 @@ class LibvirtLauncher(Launcher):
             link=place.path("link"),
             port=LINK_PORT,
             console=place.path("console"),
+            keep_owners=place.user is not None and not place.binds,
         )
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:

@@ -160,6 +160,11 @@ class Places:
             folder.chmod(0o711)
             folder = folder.parent
 
+    def let_in(self, folder: Path) -> None:
+        """Let QEMU's user pass through a folder of ours, if it has to."""
+        if self.user is not None and not self.binds:
+            folder.chmod(0o711)
+
     def make(self, sandbox_id: str) -> Place:
         """A new folder. Its name is short whatever the id is: paths of sockets have at most 107 bytes (unix(7))."""
         folder = self.base / hashlib.sha256(sandbox_id.encode()).hexdigest()[:10]

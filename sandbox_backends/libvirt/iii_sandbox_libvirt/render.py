@@ -31,6 +31,8 @@ class Guest:
     Attributes:
         link: Unix socket that QEMU connects to; the guest sees it as the virtio port called ``port``.
         console: Unix socket that QEMU connects to, for the serial console.
+        keep_owners: libvirt is one that would give the disks' files to QEMU's user, and must not: a root image is
+            shared, and the writable disk is given already. Others do not know how to be told.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Guest:
     link: Path
     port: str
     console: Path
+    keep_owners: bool = False
 
 
 def render(guest: Guest) -> str:
@@ -90,7 +93,7 @@ def _add_devices(domain: ET.Element, guest: Guest) -> None:
     _add(devices, "controller", type="usb", model="none")
     _add(devices, "controller", type="virtio-serial", index="0")
     for letter, disk in zip("abcdefgh", guest.disks, strict=False):
-        _add_disk(devices, disk, f"vd{letter}")
+        _add_disk(devices, disk, f"vd{letter}", keep_owners=guest.keep_owners)
     serial = _add(devices, "serial", type="unix")
     _add(serial, "source", mode="connect", path=str(guest.console))
     _add(serial, "target", {"type": "isa-serial", "port": "0"})
@@ -100,13 +103,14 @@ def _add_devices(domain: ET.Element, guest: Guest) -> None:
     _add(devices, "memballoon", model="none")
 
 
-def _add_disk(devices: ET.Element, disk: Disk, target: str) -> None:
-    """A raw file. Nothing relabels it: a root image is shared, and the writable one is QEMU's already."""
+def _add_disk(devices: ET.Element, disk: Disk, target: str, *, keep_owners: bool) -> None:
+    """A raw file. What cannot be written is the guest's error: by default QEMU stops a guest when the disk is full."""
     element = _add(devices, "disk", type="file", device="disk")
-    options = {"name": "qemu", "type": "raw", "cache": "writeback", "discard": "unmap"}
+    options = {"name": "qemu", "type": "raw", "cache": "writeback", "error_policy": "report", "discard": "unmap"}
     _add(element, "driver", options if disk.writable else {"name": "qemu", "type": "raw"})
     source = _add(element, "source", file=str(disk.path))
-    _add(source, "seclabel", model="dac", relabel="no")
+    if keep_owners:
+        _add(source, "seclabel", model="dac", relabel="no")
     _add(element, "target", dev=target, bus="virtio")
     if not disk.writable:
         _add(element, "readonly")
