@@ -14,8 +14,9 @@ from iii_core import errors
 from iii_core.app.settings import ListenerSettings
 from iii_core.project.config import parse_config
 from iii_core.project.read import parse_document
-from iii_core.project.sandbox_settings import Places
+from iii_core.project.sandbox_settings import PROJECT_KEYS, WORKER_KEYS, Places
 from iii_core.workers.declare import managed_specs
+from iii_core.workers.spec import WorkerSpec
 from iiitools.worktree import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,16 +75,24 @@ def test_error_codes_exist(path: Path) -> None:
 
 def test_the_example_of_config_yaml_is_valid() -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert blocks
+    places = Places(project=GUIDE.parent, user_home=Path("/home/me"))
+    specs: dict[str, WorkerSpec] = {}
     for block in blocks:
-        config = parse_config(parse_document(block, name="user-guide.md"))
-        places = Places(project=GUIDE.parent)
-        spec = managed_specs(config, {"MY_API_KEY": "k"}, places=places)["image-resize"]
-        assert spec.problem is None
-        assert spec.env == {
-            "LOG_LEVEL": "debug", "MY_API_KEY": "k", "S3_BUCKET": "pics", "S3_RETRIES": "3", "TZ": "Europe/Berlin",
-        }  # fmt: skip
-        assert (spec.limits.cpus, spec.limits.memory_mib, spec.limits.pids) == (1, 512, 256)
+        specs |= managed_specs(
+            parse_config(parse_document(block, name="user-guide.md")), {"MY_API_KEY": "k"}, places=places
+        )
+    assert [spec.problem for spec in specs.values() if spec.problem] == []
+    spec = specs["image-resize"]
+    assert spec.env == {
+        "LOG_LEVEL": "debug", "MY_API_KEY": "k", "S3_BUCKET": "pics", "S3_RETRIES": "3", "TZ": "Europe/Berlin",
+    }  # fmt: skip
+    assert (spec.limits.cpus, spec.limits.memory_mib, spec.limits.pids) == (1, 512, 256)
+    assert (len(specs["thumbs"].mounts), len(specs["thumbs"].ports)) == (2, 1)
+
+
+def test_settings_of_sandboxes_are_all_named() -> None:
+    section = GUIDE.read_text(encoding="utf-8")
+    assert not [key for key in (*WORKER_KEYS, *PROJECT_KEYS) if not re.search(rf"`{key}\b", section)]
 
 
 def test_settings_of_listeners_are_all_named() -> None:
