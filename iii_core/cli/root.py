@@ -27,6 +27,7 @@ class RootGroup(ExtensibleGroup):
         "trigger": Lazy("Call a function", from_module("iii_core.cli.trigger")),
         "t": Lazy("Short for trigger", from_module("iii_core.cli.trigger"), hidden=True),
         "sandbox": Lazy("See and prepare what isolates workers", from_module("iii_core.cli.sandbox.app")),
+        "doctor": Lazy("Find what is missing here, and how to put it right", from_module("iii_core.cli.doctor")),
         "plugins": Lazy("See which plugins are installed", from_module("iii_core.cli.plugins")),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iii_core import hookimpl
-from iii_core.records import SandboxBackend
+from iii_core.records import Check, SandboxBackend
 from iii_core.sandbox.port import Isolation
 from iii_sandbox_bubblewrap.policy import CAPABILITIES, ROOT_CAPABILITIES, Settings, may_mount
 
@@ -42,3 +42,15 @@ async def _probe(settings: Settings, context: OpenContext) -> ProbeResult:
     from iii_sandbox_bubblewrap.probe import probe
 
     return await probe(settings, context)
+
+
+@hookimpl
+def iii_checks() -> Iterable[Check]:
+    """Declare rows of ``iii doctor``."""
+    from iii_sandbox_bubblewrap import checks
+
+    yield Check(name="bwrap", run=checks.check_bwrap)
+    yield Check(name="namespaces", run=checks.check_namespaces)
+    yield Check(name="squashfuse", run=checks.check_squashfuse)
+    yield Check(name="fuse", run=checks.check_fuse)
+    yield Check(name="subordinate-ids", run=checks.check_subordinate_ids)

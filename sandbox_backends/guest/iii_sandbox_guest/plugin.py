@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iii_core import hookimpl
-from iii_core.records import Command
+from iii_core.records import Check, Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,3 +30,12 @@ def _load_check() -> typer.Typer:
     from iii_sandbox_guest.check_cli import app
 
     return app
+
+
+@hookimpl
+def iii_checks() -> Iterable[Check]:
+    """Declare rows of ``iii doctor``."""
+    from iii_sandbox_guest import checks
+
+    yield Check(name="guest-agent", run=checks.check_agent)
+    yield Check(name="guest-kernel", run=checks.check_kernel)

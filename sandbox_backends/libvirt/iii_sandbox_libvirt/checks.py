@@ -6,45 +6,44 @@ None of them is ever ``failed``: another backend may work. Whether any does is a
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import trio
-from iii_sandbox_guest.kernel import find_kernel
 
 from iii_core.errors import BackendUnavailable
 from iii_core.records import CheckResult
-from iii_sandbox_libvirt.api import load
-from iii_sandbox_libvirt.driver import find_emulator
 from iii_sandbox_libvirt.places import KVM
 from iii_sandbox_libvirt.policy import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from iii_core.records import OpenContext
 
 
-async def check_libvirt(context: OpenContext) -> CheckResult:
-    """The library, and what of Python it needs."""
-
-    def version() -> str:
-        major, rest = divmod(load().getVersion(), 1_000_000)
-        return f"libvirt {major}.{rest // 1000}.{rest % 1000}"
-
-    return await _found(version)
+async def check_libvirt(_: OpenContext) -> CheckResult:
+    """The library."""
+    try:
+        library: Any = await trio.to_thread.run_sync(import_module, "libvirt")
+    except ImportError as error:
+        hint = "apt install libvirt0 libvirt-daemon-driver-qemu, then reinstall iii-sandbox-libvirt"
+        return CheckResult(status="warning", message=f"libvirt's Python binding cannot be loaded: {error}", hint=hint)
+    number: int = library.getVersion()  # libvirt-host.h: major * 1,000,000 + minor * 1,000 + release
+    version = f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+    return CheckResult(status="ok", message=f"version {version}")
 
 
 async def check_qemu(context: OpenContext) -> CheckResult:
     """The emulator of this processor."""
-    return await _found(lambda: str(find_emulator(Settings(), context)))
+    from iii_sandbox_libvirt.driver import find_emulator
+
+    await trio.lowlevel.checkpoint()
+    try:
+        return CheckResult(status="ok", message=str(find_emulator(Settings(), context)))
+    except BackendUnavailable as error:
+        return CheckResult(status="warning", message=error.message, hint=error.hint)
 
 
-async def check_guest_kernel(context: OpenContext) -> CheckResult:
-    """What machines boot."""
-    return await _found(lambda: find_kernel(context.home).release)
-
-
-async def check_kvm(context: OpenContext) -> CheckResult:
+async def check_kvm(_: OpenContext) -> CheckResult:
     """Whether machines can be fast. That the device is there proves little; the backend's trial says if one boots."""
     await trio.lowlevel.checkpoint()
     if not KVM.exists():
@@ -56,10 +55,3 @@ async def check_kvm(context: OpenContext) -> CheckResult:
     return CheckResult(
         status="ok", message=f"{KVM} may be opened; 'iii sandbox backends' says if machines boot with it"
     )
-
-
-async def _found(look: Callable[[], str]) -> CheckResult:
-    try:
-        return CheckResult(status="ok", message=await trio.to_thread.run_sync(look, abandon_on_cancel=True))
-    except BackendUnavailable as error:
-        return CheckResult(status="warning", message=error.message.splitlines()[0], hint=error.hint)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from iii_core import hookimpl
-from iii_core.records import SandboxBackend
+from iii_core.records import Check, SandboxBackend
 from iii_core.sandbox.port import Isolation
 from iii_sandbox_libvirt.policy import CAPABILITIES, Settings
 
@@ -46,3 +46,13 @@ async def _probe(settings: Settings, context: OpenContext) -> ProbeResult:
     from iii_sandbox_libvirt.probe import probe
 
     return await probe(settings, context)
+
+
+@hookimpl
+def iii_checks() -> Iterable[Check]:
+    """Declare rows of ``iii doctor``."""
+    from iii_sandbox_libvirt import checks
+
+    yield Check(name="libvirt", run=checks.check_libvirt)
+    yield Check(name="qemu", run=checks.check_qemu)
+    yield Check(name="kvm", run=checks.check_kvm)
