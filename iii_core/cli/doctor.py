@@ -52,12 +52,12 @@ def _examine(context: typer.Context) -> list[Examined]:
     from iii_core.cli.running import run_async
 
     state = state_of(context)
-    with _scratch(state.project) as scratch:
+    with doctor_folders(state.project) as scratch:
         return run_async(partial(examine, core_checks(state.project, state.plugins), state.plugins, scratch))
 
 
 @contextmanager
-def _scratch(project: Project) -> Generator[OpenContext]:
+def doctor_folders(project: Project) -> Generator[OpenContext]:
     """Folders for the trials, also where the usual place will not do: that is a row, and not the end."""
     from iii_core.errors import IIIError
     from iii_core.project.scratch import scratch_context, scratch_folder

@@ -41,11 +41,8 @@ async def _check(context: OpenContext, program: str, option: str, oldest: tuple[
         with trio.fail_after(TIMEOUT):
             done = await trio.run_process([path, option], capture_stdout=True, stderr=subprocess.STDOUT, check=False)
     except (OSError, trio.TooSlowError) as error:
-        return CheckResult(
-            status="failed",
-            message=f"{path} does not run: {getattr(error, 'strerror', None) or 'it took too long'}",
-            hint=install,
-        )
+        why = error.strerror if isinstance(error, OSError) else f"no answer within {TIMEOUT:g} s"
+        return CheckResult(status="failed", message=f"{path} does not run: {why}", hint=install)
     found = _VERSION.search(done.stdout)
     if found is None:
         return CheckResult(status="warning", message=f"{path} does not tell its version; {wanted} is needed")
