@@ -56,7 +56,7 @@ def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: 
     tunnel; both variables carry it.
 
     Raises:
-        ConfigError: the configured URL leads out of the sandbox, which has no network.
+        ConfigError: the configured URL leads elsewhere than to the engine, which is at loopback inside.
         ConfigError: a published port is the engine's own inside.
         ImageUserUnknown: the image's ``USER`` is a name that the image doesn't know.
     """
@@ -99,7 +99,7 @@ def _require_reachable(name: str, url: str, engine_port: int) -> None:
         )
     if host not in LOOPBACK or port not in (engine_port, WELL_KNOWN_PORT):
         raise ConfigError(
-            f"worker {name!r}: III_URL {url!r} leads out of the sandbox, which has no network",
+            f"worker {name!r}: III_URL {url!r} leads elsewhere than to its engine, which is at 127.0.0.1 inside",
             hint=f"remove III_URL and III_ENGINE_URL from the worker's config, or set them to ws://127.0.0.1:{engine_port}",
             details={"url": url},
         )

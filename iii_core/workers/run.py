@@ -110,11 +110,12 @@ class WorkerRun:
         self.plan = plan_worker(
             self._spec, image, engine_port=self._services.engine.port, isolation=backend.record.isolation
         )
+        self.state.describe(image=image, backend=backend, plan=self.plan)
         self._report(Phase.BOOTING)
         async with open_ports(self._spec.ports) as ports, self._sandbox(image, backend, log) as agent:
             if self.state.sandbox is not None and self.state.sandbox.single_user:
                 self.plan = self.plan.as_single_user()
-            self.state.describe(image=image, backend=backend, plan=self.plan)
+                self.state.describe(image=image, backend=backend, plan=self.plan)
             return await self._process(agent, self.plan, ports, log)
 
     async def _image(self, log: RunLog) -> Image:
