@@ -75,7 +75,7 @@ class CloudHypervisorLauncher(Launcher):
         """See `Launcher.launch`."""
         needs = Needs(link=VSOCK_LINK, image_format=spec.root.format, pids=spec.limits.pids)
         files = await trio.to_thread.run_sync(
-            partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel)
+            partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
         )
         place = Place(self._base)
         boot = await self._start_vmm(place, console)

@@ -19,7 +19,9 @@ CAPABILITIES: Final = frozenset(
         Capability.USER_RANGE,
     }
 )
-EXPERIMENTAL: Final = "experimental: this backend is tested against the VMM's API description, not yet by many machines"
+EXPERIMENTAL: Final = (
+    "experimental: written against the API description of Cloud Hypervisor, and little used with the real one"
+)
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,15 +29,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     Attributes:
         program: the VMM's name or path.
-        kernel: the guest's kernel; None means the one ``iii sandbox setup`` fetched, or an installed one.
+        kernel: the guest's kernel, a bzImage or a folder with ``vmlinux`` and ``modules/``; None means the one that
+            ``iii sandbox setup`` fetched, or an installed one.
         seccomp: whether the VMM forbids itself the system calls it has no use for.
         landlock: whether the VMM forbids itself all files but its guest's. Older kernels do not have it.
     """
 
     program: str = "cloud-hypervisor"
-    kernel: Path | None = None
+    kernel: str | None = None
     seccomp: bool = True
     landlock: bool = True
+
+    @property
+    def kernel_path(self) -> Path | None:
+        """`kernel`."""
+        return Path(self.kernel) if self.kernel is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

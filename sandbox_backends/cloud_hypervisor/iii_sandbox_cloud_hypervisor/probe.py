@@ -116,7 +116,7 @@ async def _try(settings: Settings, context: OpenContext, deadline: float) -> Ver
 
 def _verdict_file(settings: Settings, context: OpenContext, program: Path) -> Path:
     """Raises `BackendUnavailable` if there is no kernel for guests."""
-    files = prepare_boot(context.home, needs=Needs(link=VSOCK_LINK), kernel=settings.kernel)
+    files = prepare_boot(context.home, needs=Needs(link=VSOCK_LINK), kernel=settings.kernel_path)
     return verdict_path(
         context.home,
         "cloud-hypervisor",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from iii_sandbox_cloud_hypervisor import plugin
 from iii_sandbox_cloud_hypervisor.policy import Settings
@@ -101,9 +102,21 @@ async def test_no_kvm(bench: Bench, tmp_path: Path) -> None:
 
 async def test_no_kernel(bench: Bench, kvm: Path, tmp_path: Path) -> None:
     empty = replace(bench.context, home=tmp_path / "empty")
-    result = await probe(settings(bench, kernel=tmp_path / "vmlinux"), empty, kvm=kvm)
+    result = await probe(settings(bench, kernel=str(tmp_path / "vmlinux")), empty, kvm=kvm)
     assert not result.ok
     assert result.hint
+
+
+@pytest.mark.parametrize("wrong", [{"programme": "x"}, {"seccomp": "no"}, {"landlock": 1}, {"kernel": 5}])
+def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, Settings)
+
+
+def test_settings_of_a_configuration() -> None:
+    found = msgspec.convert({"kernel": "/boot/vmlinuz", "landlock": False}, Settings, strict=True)
+    assert found.kernel_path == Path("/boot/vmlinuz")
+    assert found.seccomp
 
 
 def test_what_is_declared() -> None:

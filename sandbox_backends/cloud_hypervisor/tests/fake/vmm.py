@@ -12,6 +12,7 @@ Faults, by name:
     vsock: ``never`` (nobody listens), ``garbage``, ``no-socket``
     after-boot: ``die``, ``reboot``
     forgets: names of ``VmConfig`` that it does not know
+    machine: an initramfs: its guest is a machine of QEMU's (and that is no fault)
     heeds-button: whether its guest does
     events: bytes as text that it writes among its events
 """
@@ -34,6 +35,7 @@ from typing import Any
 
 from description import Description
 from guest import Guest
+from machine import Machine
 
 SLOW = 0.3
 
@@ -46,7 +48,7 @@ class Vmm:
         self._agent = agent
         self._events = os.fdopen(events, "w")
         self._config: dict[str, Any] | None = None
-        self._guest: Guest | None = None
+        self._guest: Guest | Machine | None = None
         self.say("vmm", "starting")
 
     def say(self, source: str, event: str) -> None:
@@ -80,7 +82,10 @@ class Vmm:
         if self._config is None:
             return 404, None
         self.say("vm", "booting")
-        self._guest = Guest(self._config, self._agent, self.faults, self.powered_off)
+        if "machine" in self.faults:
+            self._guest = Machine(self._config, Path(self.faults["machine"]), self.powered_off)
+        else:
+            self._guest = Guest(self._config, self._agent, self.faults, self.powered_off)
         self._guest.start()
         self.say("vm", "booted")
         if self.faults.get("after-boot") == "reboot":
