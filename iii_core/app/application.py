@@ -21,7 +21,9 @@ from iii_core.app.declared import Declared, Providers, load_declared
 from iii_core.app.settings import is_engine_worker, unknown_workers
 from iii_core.control.server import serve_control
 from iii_core.engine import open_engine
+from iii_core.errors import ConfigIoError
 from iii_core.project.context import provider_context
+from iii_core.project.files import hint_for
 from iii_core.project.locate import (
     control_socket,
     engine_runs,
@@ -233,7 +235,10 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
 def _engine_lock(project: Project) -> Generator[None]:
     """One engine per project: an flock that dies with its holder."""
     path = make_state_dir(project) / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigIoError(f"cannot open {path}: {error.strerror}", hint=hint_for(error)) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

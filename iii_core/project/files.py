@@ -38,8 +38,14 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, shrinking: bool 
             _overwrite(target, data)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        hint = "free some disk space" if getattr(error, "errno", None) in _FULL else None
-        raise ConfigIoError(f"cannot write {path}: {reason}", hint=hint, details={"path": str(path)}) from error
+        raise ConfigIoError(
+            f"cannot write {path}: {reason}", hint=hint_for(error), details={"path": str(path)}
+        ) from error
+
+
+def hint_for(error: Exception) -> str | None:
+    """What helps against a file that cannot be written, where that is clear."""
+    return "free some disk space" if getattr(error, "errno", None) in _FULL else None
 
 
 def _replace(target: Path, data: bytes, mode: int) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import ConfigIoError, LockBusy
+from iii_core.project.files import hint_for
 from iii_core.project.locate import make_state_dir
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def project_lock(project: Project, *, wait: float = DEFAULT_WAIT) -> Generator[N
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigIoError(f"cannot open {path}: {error.strerror}", details={"path": str(path)}) from error
+        raise ConfigIoError(
+            f"cannot open {path}: {error.strerror}", hint=hint_for(error), details={"path": str(path)}
+        ) from error
     try:
         _acquire(descriptor, time.monotonic() + wait)
         _sign(descriptor)

@@ -173,7 +173,11 @@ def make_state_dir(project: Project) -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ConfigIoError(f"cannot create {folder}: {error.strerror}", details={"path": str(folder)}) from error
+        from iii_core.project.files import hint_for
+
+        raise ConfigIoError(
+            f"cannot create {folder}: {error.strerror}", hint=hint_for(error), details={"path": str(folder)}
+        ) from error
     return folder
 
 

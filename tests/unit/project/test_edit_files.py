@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,19 @@ from iii_core.project.lock import Lock, LockEntry, load_lock, save_lock, with_im
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return locate_project(cwd=tmp_path, environ={"HOME": str(tmp_path)})
+
+
+III = Path(sys.executable).with_name("iii")
+
+
+def fill(disk: Path) -> None:
+    """Leave no block, and no inode."""
+    with suppress(OSError), (disk / f"filler-{os.urandom(4).hex()}").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    with suppress(OSError):
+        for number in range(100):
+            (disk / f"inode-{number}").touch()
 
 
 class TestPinnedTogether:
@@ -57,7 +71,7 @@ class TestFullDisk:
     def disk(self, tmp_path: Path) -> Iterator[Path]:
         folder = tmp_path / "disk"
         folder.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True, timeout=10)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=40", "none", folder], check=True, timeout=10)
         yield folder
         subprocess.run(["umount", "--lazy", folder], check=True, timeout=10)
 
@@ -70,9 +84,7 @@ class TestFullDisk:
         with project_lock(project):
             pass
         (project.state_dir / "lock").write_bytes(b"")
-        with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(b"x" * 4096)
+        fill(disk)
         return project
 
     def test_removing_needs_no_space(self, full: Project) -> None:
@@ -80,6 +92,22 @@ class TestFullDisk:
         assert edited.lock_changed
         assert full.config_path.read_text() == "workers:\n- {name: b, image: r/b}\n"
         assert load_lock(full) == Lock()
+
+    def test_the_command_removes_and_refuses_in_words(self, full: Project) -> None:
+        def iii(*args: str) -> subprocess.CompletedProcess[str]:
+            environ = {**os.environ, "III_HOME": str(full.root), "XDG_RUNTIME_DIR": "", "NO_COLOR": "1"}
+            return subprocess.run([III, *args], cwd=full.root, env=environ, capture_output=True, text=True, timeout=30)
+
+        removed = iii("worker", "remove", "a")
+        assert (removed.returncode, removed.stderr) == (0, "  ✓ a removed from config.yaml and iii.lock\n")
+        for path in full.state_dir.iterdir():
+            path.unlink()
+        full.state_dir.rmdir()
+        fill(full.root)
+        refused = iii("worker", "remove", "b")
+        assert refused.returncode == 1
+        assert "error: [W130] cannot " in refused.stderr
+        assert "hint: free some disk space" in refused.stderr
 
     def test_adding_is_refused_with_a_hint_and_changes_nothing(self, full: Project) -> None:
         before = full.config_path.read_bytes()
