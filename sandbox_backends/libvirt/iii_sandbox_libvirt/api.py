@@ -15,6 +15,9 @@ class Domain(Protocol):
     def name(self) -> str: ...
     def destroy(self) -> int: ...
     def isActive(self) -> int: ...  # noqa: N802  # libvirt's names
+    def suspend(self) -> int: ...
+    def resume(self) -> int: ...
+    def snapshotCreateXML(self, xml: str, flags: int) -> object: ...  # noqa: N802
 
 
 class Connect(Protocol):
@@ -23,6 +26,9 @@ class Connect(Protocol):
     def close(self) -> int: ...
     def isAlive(self) -> int: ...  # noqa: N802
     def createXML(self, xml: str, flags: int) -> Domain: ...  # noqa: N802
+    def restoreFlags(self, path: str, xml: str | None, flags: int) -> int: ...  # noqa: N802
+    def getVersion(self) -> int: ...  # noqa: N802
+    def getLibVersion(self) -> int: ...  # noqa: N802
     def lookupByName(self, name: str) -> Domain: ...  # noqa: N802
     def listAllDomains(self, flags: int = 0) -> list[Domain]: ...  # noqa: N802
     def domainEventRegisterAny(  # noqa: N802
@@ -38,6 +44,8 @@ class Library(Protocol):
     VIR_DOMAIN_EVENT_ID_LIFECYCLE: int
     VIR_DOMAIN_EVENT_STOPPED: int
     VIR_DOMAIN_START_AUTODESTROY: int
+    VIR_DOMAIN_SAVE_RUNNING: int
+    VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA: int
     VIR_ERR_NO_DOMAIN: int
 
     def open(self, name: str) -> Connect: ...

@@ -6,21 +6,27 @@ import os
 import signal
 import socket
 import struct
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from iii_core.errors import SandboxError
 from iii_core.sandbox.host_processes import ProcessId
-from iii_core.sandbox.launcher import Boot
+from iii_core.sandbox.launcher import Boot, LaunchFailed
 from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from iii_core.sandbox.host_processes import ProcessRecords
     from iii_sandbox_libvirt.connection import Connection
     from iii_sandbox_libvirt.places import Place
+    from iii_sandbox_libvirt.render import Guest
 
+LINK: Final = "link"
+CONSOLE: Final = "console"
+CONNECT_TIMEOUT: Final = 5.0
 FAREWELL_TIMEOUT: Final = 5.0
 _PEERCRED: Final = struct.Struct("3i")
 
@@ -29,10 +35,14 @@ class LibvirtBoot(Boot):
     """One run of a domain. QEMU's own process says when it has ended, and how: that works whoever its parent is."""
 
     def __init__(
-        self, name: str, connection: Connection, place: Place, link: socket.socket, stopped: trio.Event
+        self, guest: Guest, connection: Connection, place: Place, link: socket.socket, stopped: trio.Event
     ) -> None:
-        self.name = name
+        self.guest = guest
+        self.name = guest.name
         self.link = link
+        self.new_link: socket.socket | None = None
+        self.saving = trio.Lock()
+        self._held = link.dup()
         self.pid = self._qemu = peer_pid(link)
         self.ended = trio.Event()
         self.exit = ""
@@ -54,8 +64,41 @@ class LibvirtBoot(Boot):
         if identity is not None:
             records.discard(identity)
         os.close(self._pidfd)
+        for ours in (self._held, self.new_link):
+            if ours is not None:
+                ours.close()
         self._place.remove()
         self.ended.set()
+
+    @asynccontextmanager
+    async def without_link(self) -> AsyncGenerator[None]:
+        """Break the link, whoever has it; after the block there is `new_link`, for whoever asks first.
+
+        QEMU connects by itself. Raises `LaunchFailed` if it does not.
+        """
+        with suppress(OSError):
+            self._held.shutdown(socket.SHUT_RDWR)
+        self._place.path(LINK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._connect_again()
+
+    async def _connect_again(self) -> None:
+        if self.ended.is_set():
+            return
+        with self._place.listen(LINK) as listener:
+            link = await accept(listener)
+        self._held.close()
+        if self.new_link is not None:
+            self.new_link.close()
+        self._held, self.new_link = link.dup(), link
+
+    def take_new_link(self) -> socket.socket | None:
+        """The link after a break, once."""
+        link, self.new_link = self.new_link, None
+        return link
 
     def _reap(self) -> str:
         """How QEMU ended. As its subreaper we collect it, which libvirt waits for; else all we know is that it did."""
@@ -84,6 +127,18 @@ class LibvirtBoot(Boot):
             with suppress(ProcessLookupError, PermissionError, OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         await self.ended.wait()
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """QEMU connects before libvirt says that it runs, so this is a matter of moments."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT):
+            await trio.lowlevel.wait_readable(listener)
+    except trio.TooSlowError:
+        raise LaunchFailed("QEMU did not connect to its sockets") from None
+    connected, _ = listener.accept()
+    connected.setblocking(False)
+    return connected
 
 
 def peer_pid(connected: socket.socket) -> int:

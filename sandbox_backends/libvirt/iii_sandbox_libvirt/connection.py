@@ -54,6 +54,36 @@ class Connection:
         flags = self._library.VIR_DOMAIN_START_AUTODESTROY if autodestroy else 0
         return await self._begin(name, partial(self._handle.createXML, xml, flags))
 
+    async def restore(self, name: str, saved: Path) -> trio.Event:
+        """As `create`, from a file of libvirt's own kind, which says what domain it is: of this ``name``."""
+        flags = self._library.VIR_DOMAIN_SAVE_RUNNING
+        return await self._begin(name, partial(self._handle.restoreFlags, str(saved), None, flags))
+
+    async def save(self, name: str, snapshot: str) -> None:
+        """Write a suspended domain's memory to a file, as ``snapshot`` (XML) says."""
+        flags = self._library.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        await self._on(name, lambda domain: domain.snapshotCreateXML(snapshot, flags))
+
+    async def suspend(self, name: str) -> None:
+        """Let a domain stand still."""
+        await self._on(name, lambda domain: domain.suspend())
+
+    async def resume(self, name: str) -> None:
+        """Let it go on."""
+        await self._on(name, lambda domain: domain.resume())
+
+    async def versions(self) -> tuple[str, str]:
+        """QEMU's and libvirt's."""
+        numbers = await self._call(lambda: (self._handle.getVersion(), self._handle.getLibVersion()))
+        qemu, libvirt = (f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for n in numbers)
+        return qemu, libvirt
+
+    async def _on(self, name: str, act: Callable[[Domain], object]) -> None:
+        domain = await self._lookup(name)
+        if domain is None:
+            raise SandboxError("the sandbox has ended")
+        await self._call(partial(act, domain))
+
     async def _begin(self, name: str, act: Callable[[], object]) -> trio.Event:
         """Let a domain begin by ``act``."""
         stopped = self._stopped[name] = trio.Event()

@@ -16,6 +16,7 @@ from iii_sandbox_libvirt.connection import open_connection
 from iii_sandbox_libvirt.machine import LibvirtLauncher
 from iii_sandbox_libvirt.places import Places, hide_kvm
 from iii_sandbox_libvirt.policy import EMBEDDED, SESSION, Accelerator
+from iii_sandbox_libvirt.snapshots import LibvirtDriver
 from iii_sandbox_libvirt.users import User
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ async def open_driver(
                     places=places,
                     records=ProcessRecords(context.runtime_dir / PROCESS_FOLDER),
                     nursery=nursery,
-                )
+                ),
+                LibvirtDriver,
             ) as driver:
                 yield driver
     finally:

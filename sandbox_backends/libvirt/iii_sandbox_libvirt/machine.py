@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import trio
 from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs
 from iii_sandbox_guest.disk import create_data_disk
 from iii_sandbox_guest.prepare import prepare_boot
 
-from iii_core.sandbox.launcher import Launcher, LaunchFailed
+from iii_core.sandbox.launcher import Launcher
 from iii_sandbox_libvirt import policy
-from iii_sandbox_libvirt.boots import LibvirtBoot
+from iii_sandbox_libvirt.boots import CONSOLE, LINK, LibvirtBoot, accept
 from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 from iii_sandbox_libvirt.render import Disk, Guest, render
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from iii_sandbox_guest.prepare import BootFiles
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from iii_sandbox_libvirt.policy import Accelerator, Settings
 
 DATA_DISK: Final = "data.img"
-CONNECT_TIMEOUT: Final = 5.0
+Begin: TypeAlias = "Callable[[Guest], Awaitable[trio.Event]]"
 
 
 class LibvirtLauncher(Launcher):
@@ -52,11 +52,12 @@ class LibvirtLauncher(Launcher):
         records: ProcessRecords,
         nursery: trio.Nursery,
     ) -> None:
+        self.embedded = settings.connection == policy.EMBEDDED
         self._settings = settings
         self._home = home
         self._emulator = emulator
-        self._accelerator = accelerator
-        self._connection = connection
+        self.accelerator = accelerator
+        self.connection = connection
         self._places = places
         self._records = records
         self._nursery = nursery
@@ -73,34 +74,41 @@ class LibvirtLauncher(Launcher):
 
     async def launch(self, spec: SandboxSpec, console: Console) -> LibvirtBoot:
         """See `Launcher.launch`."""
-        needs = Needs(image_format=spec.root.format, pids=spec.limits.pids)
-        files = await trio.to_thread.run_sync(
-            partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
-        )
+        return await self.launch_by(self._create, spec, console)
+
+    async def launch_by(self, begin: Begin, spec: SandboxSpec, console: Console) -> LibvirtBoot:
+        """As `launch`; ``begin`` makes libvirt begin the domain."""
+        files = await self.files(spec)
         place = self._places.make(spec.id)
         try:
-            return await self._launch_in(place, spec, files, console)
+            return await self._launch_in(place, begin, self._guest(place, spec, files), console)
         except BaseException:
             place.remove()
             raise
 
-    async def _launch_in(self, place: Place, spec: SandboxSpec, files: BootFiles, console: Console) -> LibvirtBoot:
-        with place.listen("link") as link_listener, place.listen("console") as console_listener:
-            guest = self._guest(place, spec, files)
-            stopped = await self._connection.create(
-                guest.name, render(guest), autodestroy=self._settings.connection != policy.EMBEDDED
-            )
+    async def files(self, spec: SandboxSpec) -> BootFiles:
+        """What a sandbox boots."""
+        needs = Needs(image_format=spec.root.format, pids=spec.limits.pids)
+        prepare = partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
+        return await trio.to_thread.run_sync(prepare)
+
+    async def _create(self, guest: Guest) -> trio.Event:
+        return await self.connection.create(guest.name, render(guest), autodestroy=not self.embedded)
+
+    async def _launch_in(self, place: Place, begin: Begin, guest: Guest, console: Console) -> LibvirtBoot:
+        with place.listen(LINK) as link_listener, place.listen(CONSOLE) as console_listener:
+            stopped = await begin(guest)
             try:
-                link = await _accept(link_listener)
+                link = await accept(link_listener)
                 try:
-                    talking = await _accept(console_listener)
-                    boot = LibvirtBoot(guest.name, self._connection, place, link, stopped)
+                    talking = await accept(console_listener)
+                    boot = LibvirtBoot(guest, self.connection, place, link, stopped)
                 except BaseException:
                     link.close()
                     raise
             except BaseException:
                 with trio.move_on_after(DESTROY_TIMEOUT, shield=True):
-                    await self._connection.destroy(guest.name)
+                    await self.connection.destroy(guest.name)
                 raise
         self._nursery.start_soon(console.take, trio.SocketStream(trio.socket.from_stdlib_socket(talking)))
         with trio.CancelScope(shield=True):
@@ -113,7 +121,7 @@ class LibvirtLauncher(Launcher):
         return Guest(
             name=self._places.domain(spec.id),
             emulator=self._emulator,
-            accelerator=self._accelerator,
+            accelerator=self.accelerator,
             vcpus=policy.vcpus(spec.limits),
             memory_mib=policy.memory_mib(spec.limits),
             kernel=place.show("kernel", files.kernel),
@@ -123,9 +131,9 @@ class LibvirtLauncher(Launcher):
                 Disk(path=place.show("root", spec.root.path), serial=ROOT_SERIAL, writable=False),
                 Disk(path=place.show("data", data), serial=DATA_SERIAL, writable=True),
             ),
-            link=place.path("link"),
+            link=place.path(LINK),
             port=LINK_PORT,
-            console=place.path("console"),
+            console=place.path(CONSOLE),
             keep_owners=place.user is not None and not place.binds,
         )
 
@@ -135,18 +143,6 @@ class LibvirtLauncher(Launcher):
 
     def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.notes`."""
-        if self._accelerator is policy.Accelerator.TCG:
+        if self.accelerator is policy.Accelerator.TCG:
             return ("the guest's processor is emulated (TCG), which is slow: KVM does not work here",)
         return ()
-
-
-async def _accept(listener: socket.socket) -> socket.socket:
-    """QEMU connects before libvirt says that it runs, so this is a matter of moments."""
-    try:
-        with trio.fail_after(CONNECT_TIMEOUT):
-            await trio.lowlevel.wait_readable(listener)
-    except trio.TooSlowError:
-        raise LaunchFailed("QEMU did not connect to its sockets") from None
-    connected, _ = listener.accept()
-    connected.setblocking(False)
-    return connected

@@ -22,6 +22,7 @@ CAPABILITIES: Final = frozenset(
         Capability.PID_LIMIT,
         Capability.DISK_LIMIT,
         Capability.USER_RANGE,
+        Capability.SNAPSHOT,
     }
 )
 DEFAULT_MEMORY_MIB: Final = 512

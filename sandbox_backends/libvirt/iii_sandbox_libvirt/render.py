@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TCG_CACHE_MIB = 64
+RECONNECT_SECONDS = 1
+"""How often QEMU tries to connect to the link again when it broke."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,20 @@ def render(guest: Guest) -> str:
     return ET.tostring(domain, encoding="unicode") + "\n"
 
 
+def render_snapshot(memory: Path, disks: tuple[Disk, ...]) -> str:
+    """How libvirt is to save a guest's memory (https://libvirt.org/formatsnapshot.html); disks are ours to copy."""
+    snapshot = ET.Element("domainsnapshot")
+    _add(snapshot, "memory", snapshot="external", file=str(memory))
+    listed = _add(snapshot, "disks")
+    for target in _targets(disks):
+        _add(listed, "disk", name=target, snapshot="no")
+    return ET.tostring(snapshot, encoding="unicode")
+
+
+def _targets(disks: tuple[Disk, ...]) -> list[str]:
+    return [f"vd{letter}" for letter, _ in zip("abcdefgh", disks, strict=False)]
+
+
 def _add_os(domain: ET.Element, guest: Guest) -> None:
     system = _add(domain, "os")
     _add(system, "type", "hvm", arch="x86_64", machine="q35")
@@ -92,13 +108,14 @@ def _add_devices(domain: ET.Element, guest: Guest) -> None:
     _add(devices, "emulator", str(guest.emulator))
     _add(devices, "controller", type="usb", model="none")
     _add(devices, "controller", type="virtio-serial", index="0")
-    for letter, disk in zip("abcdefgh", guest.disks, strict=False):
-        _add_disk(devices, disk, f"vd{letter}", keep_owners=guest.keep_owners)
+    for target, disk in zip(_targets(guest.disks), guest.disks, strict=True):
+        _add_disk(devices, disk, target, keep_owners=guest.keep_owners)
     serial = _add(devices, "serial", type="unix")
     _add(serial, "source", mode="connect", path=str(guest.console))
     _add(serial, "target", {"type": "isa-serial", "port": "0"})
     channel = _add(devices, "channel", type="unix")
-    _add(channel, "source", mode="connect", path=str(guest.link))
+    link = _add(channel, "source", mode="connect", path=str(guest.link))
+    _add(link, "reconnect", enabled="yes", timeout=str(RECONNECT_SECONDS))
     _add(channel, "target", {"type": "virtio", "name": guest.port})
     _add(devices, "memballoon", model="none")
 
