@@ -32,7 +32,7 @@ from iii_core.link.mux import Closed, Message, Mux, MuxStream, Role, open_mux
 from iii_core.link.nursery import open_service_nursery
 from iii_core.sandbox import agent_wire as wire
 from iii_core.sandbox.agent_process import AgentProcess
-from iii_core.sandbox.agent_tunnel import TunnelStream, dial
+from iii_core.sandbox.agent_tunnel import Traffic, TunnelStream, dial
 from iii_core.sandbox.agent_wire import (
     Connection,
     ExitStatus,
@@ -79,13 +79,17 @@ class AgentTimeouts:
 
 
 class Agent:
-    """The guest agent of one running sandbox. Obtained from `open_agent`; methods may be called concurrently."""
+    """The guest agent of one running sandbox. Obtained from `open_agent`; methods may be called concurrently.
+
+    ``ready`` is what it said of itself, ``traffic`` counts what goes through its tunnels and dialled connections.
+    """
 
     def __init__(self, mux: Mux, control: MuxStream, ready: Ready, timeouts: AgentTimeouts) -> None:
         self._mux = mux
         self._control = control
         self._timeouts = timeouts
         self.ready = ready
+        self.traffic = Traffic()
         self._last_token = 0
         self._answers: dict[int, StatsAnswer | None] = {}  # None while it is waited for
 
@@ -165,7 +169,7 @@ class Agent:
         `UsageError`, `LinkError`. Put a timeout around it.
         """
         self._require(wire.Feature.DIAL, "be connected to")
-        return await dial(self._mux, port)
+        return await dial(self._mux, port, self.traffic)
 
     def on_answer(self, answer: StatsAnswer) -> None:
         """For `open_agent`: an answer to `stats` came, unless nobody waits for it any more."""
@@ -294,14 +298,16 @@ async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel
                     agent.on_answer(message)
                 if isinstance(message, Connection):
                     await slots.acquire()
-                    tunnels.start_soon(_serve_connection, mux, message, serve_tunnel, slots)
+                    tunnels.start_soon(_serve_connection, mux, message, serve_tunnel, slots, agent.traffic)
         except LinkError as error:
             mux.fail(error)
 
 
-async def _serve_connection(mux: Mux, connection: Connection, serve_tunnel: ServeTunnel, slots: trio.Semaphore) -> None:
+async def _serve_connection(
+    mux: Mux, connection: Connection, serve_tunnel: ServeTunnel, slots: trio.Semaphore, traffic: Traffic
+) -> None:
     try:
-        async with TunnelStream(await mux.open(wire.encode_tunnel(connection.id)), connection.port) as tunnel:
+        async with TunnelStream(await mux.open(wire.encode_tunnel(connection.id)), connection.port, traffic) as tunnel:
             await serve_tunnel(tunnel)
     except* (LinkError, trio.BrokenResourceError, trio.ClosedResourceError):
         pass

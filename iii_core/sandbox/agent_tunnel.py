@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -13,14 +14,24 @@ from iii_core.sandbox import agent_wire as wire
 CHANNEL: Final = 0
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that went through all connections of one link: ``sent`` into the sandbox, ``received`` out of it."""
+
+    sent: int = 0
+    received: int = 0
+
+
 class TunnelStream(trio.abc.HalfCloseableStream):
     """Both directions of one TCP connection inside a sandbox to ``port``.
 
     As with any trio stream one task may send and another receive. Closing writes out what was sent, for up to 5 s.
+    What goes through is added to ``traffic``.
     """
 
-    def __init__(self, stream: MuxStream, port: int) -> None:
+    def __init__(self, stream: MuxStream, port: int, traffic: Traffic | None = None) -> None:
         self._stream = stream
+        self._traffic = traffic or Traffic()
         self.port = port
         self._rest = memoryview(b"")
         self._at_end = False
@@ -31,6 +42,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             await self._stream.send_data(CHANNEL, data)
         except LinkError as error:
             raise trio.BrokenResourceError(error.message) from error
+        self._traffic.sent += len(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """See ``trio.abc.SendStream``: it is a guess, as allowed."""
@@ -63,6 +75,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             raise trio.BrokenResourceError(error.message) from error
         match item:
             case Data(channel=channel, data=data) if channel == CHANNEL:
+                self._traffic.received += len(data)
                 return data
             case Eof(channel=channel) if channel == CHANNEL:
                 return b""
@@ -74,7 +87,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         await self._stream.close()
 
 
-async def dial(mux: Mux, port: int) -> TunnelStream:
+async def dial(mux: Mux, port: int, traffic: Traffic) -> TunnelStream:
     """For `Agent.dial`."""
     connected = False
 
@@ -92,4 +105,4 @@ async def dial(mux: Mux, port: int) -> TunnelStream:
     except BaseException:
         stream.reset("dialling was given up")
         raise
-    return TunnelStream(stream, port)
+    return TunnelStream(stream, port, traffic)

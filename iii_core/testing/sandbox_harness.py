@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,9 +97,11 @@ class SandboxesUnderTest:
     folder: Path
     capabilities: frozenset[Capability]
     commands: Commands = field(default_factory=Commands)
+    _ids: set[str] = field(default_factory=set[str], init=False, repr=False)
 
     def spec(self, sandbox_id: str = "one", limits: Limits | None = None) -> SandboxSpec:
         """A spec whose files are in `folder`."""
+        self._ids.add(sandbox_id)
         return SandboxSpec(
             id=sandbox_id,
             root=self.image,
@@ -115,7 +117,7 @@ class SandboxesUnderTest:
             processes=frozenset(descendants(os.getpid())),
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
             mounts=frozenset(Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()),
-            groups=frozenset(control_groups()),
+            groups=frozenset(control_groups(self._ids)),
             files=frozenset(_paths_below(self.folder)),
         )
 
@@ -141,19 +143,21 @@ def descendants(root: int) -> list[str]:
     return found
 
 
-def control_groups() -> list[str]:
-    """Control groups named ``iii.<pid>…`` by this program, by what it started, or by processes that are gone.
+def control_groups(ids: Collection[str] | None = None) -> list[str]:
+    """Control groups that this program or what it started made, or a process that is gone, for one of ``ids`` if given.
 
-    A name ``iii.<pid>.<start time>.<pid namespace>…`` of another namespace is somebody else's.
+    They are called ``iii.<pid>…``, or ``iii.<pid>.<start time>.<pid namespace>.<sandbox id>``: then one of another
+    namespace, or of a dead process with other sandboxes, is somebody else's.
     """
     namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     ours = {line.split()[0] for line in descendants(os.getpid())} | {str(os.getpid())}
     found: list[str] = []
     for path in _paths_below(Path("/sys/fs/cgroup")):
-        prefix, owner, _, of, *_ = [*path.rpartition("/")[2].split("."), "", "", ""]
+        prefix, owner, _, of, sandbox_id, *_ = [*path.rpartition("/")[2].split("."), "", "", "", ""]
         if prefix != "iii" or (of.isdecimal() and of != namespace):
             continue
-        if owner in ours or not Path("/proc", owner).exists():
+        is_dead = not Path("/proc", owner).exists()
+        if owner in ours or (is_dead and (ids is None or not sandbox_id or sandbox_id in ids)):
             found.append(path)
     return found
 

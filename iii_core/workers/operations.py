@@ -16,6 +16,7 @@ from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
 from iii_core.workers.install import add_worker, drop_layers, remove_from_project
 from iii_core.workers.logs import tails
+from iii_core.workers.stats import stats_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -111,6 +112,7 @@ class WorkerOperations:
             "worker.remove": Operation(self.remove),
             "worker.restart": Operation(self.restart),
             "worker.start": Operation(self.start),
+            "worker.stats": Operation(self.stats),
             "worker.status": Operation(self.status),
             "worker.stop": Operation(self.stop),
         }
@@ -145,6 +147,11 @@ class WorkerOperations:
             "logs": str(folder),
             **tails(folder, LOG_TAIL_LINES),
         }
+
+    async def stats(self, call: Call) -> dict[str, Any]:
+        """What the named workers' sandboxes use, or all of them; see `iii_core.workers.stats`."""
+        names = _arguments(call, _Names).names or list(self._app.manager.workers)
+        return {"workers": await stats_of([self._supervisor(name) for name in names])}
 
     async def add(self, call: Call) -> dict[str, Any]:
         """Install and start; each source stands for itself, a failed one does not undo the others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from iii_core.cli.state import state_of
 from iii_core.cli.table import table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from iii_core.cli.state import State
     from iii_core.sandbox.survey import Finding
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -41,26 +38,14 @@ def backends(
 
 def _survey(context: typer.Context) -> list[Finding]:
     from iii_core.cli.running import run_async
+    from iii_core.cli.sandbox.settings import backend_settings
     from iii_core.project.scratch import scratch_context
     from iii_core.sandbox.survey import survey
 
     state = state_of(context)
-    settings = _settings(state)
+    settings = backend_settings(state)
     with scratch_context(state.project) as scratch:
         return run_async(partial(survey, state.plugins, scratch, settings))
-
-
-def _settings(state: State) -> Mapping[str, Mapping[str, Any]]:
-    """What the project's config.yaml, if there is one, sets for backends."""
-    from iii_core.project.config import load_config
-    from iii_core.project.provider_settings import provider_settings
-    from iii_core.records import SandboxBackend
-
-    project = state.project
-    if not project.config_path.exists():
-        return {}
-    block, records = load_config(project).sandbox, state.plugins.collect(SandboxBackend)
-    return provider_settings(block, records, project.environ, what="sandbox backend", path=("backends",))
 
 
 def render(found: list[Finding]) -> str:

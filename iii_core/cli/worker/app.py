@@ -19,6 +19,7 @@ class WorkerGroup(LazyGroup):
         "stop": Lazy("Stop a worker", from_module(f"{_HERE}.lifecycle", "stop_app")),
         "restart": Lazy("Stop a worker and start it again", from_module(f"{_HERE}.lifecycle", "restart_app")),
         "status": Lazy("Show one worker, also while it starts", from_module(f"{_HERE}.status")),
+        "stats": Lazy("Show what workers use: CPU, memory, disk, network", from_module(f"{_HERE}.stats")),
         "logs": Lazy("Show what a worker has printed", from_module(f"{_HERE}.logs")),
         "exec": Lazy("Run a command inside a worker's sandbox", from_module(f"{_HERE}.exec")),
         "cp": Lazy("Copy files into a worker's sandbox, or out of it", from_module(f"{_HERE}.cp")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -19,10 +19,13 @@ from iii_core.errors import PluginMissing, UsageError
 if TYPE_CHECKING:
     import trio
 
-    from iii_core.records import OpenContext, SandboxBackend
+    from iii_core.records import SandboxBackend
+    from iii_core.sandbox.host import SandboxHost
     from iii_core.sandbox.port import SandboxDriver
     from iii_core.testing.sandbox_harness import SandboxesUnderTest
     from iii_core.testing.sandbox_trial import Outcome
+
+    OpenHost = Callable[[], AbstractAsyncContextManager[SandboxHost]]
 
 TERMINATED: Final = 143  # 128 + SIGTERM
 
@@ -45,12 +48,15 @@ def check(
     if not __debug__:
         raise UsageError("checks are assertions, which Python is told to leave out", hint="unset PYTHONOPTIMIZE")
     from iii_core.cli.running import run_async
+    from iii_core.cli.sandbox.settings import backend_settings
     from iii_core.project.scratch import scratch_context, scratch_folder
+    from iii_core.sandbox.hostclient import open_sandbox_host
 
     state = state_of(context)
-    record = _record(state, name)
+    record, settings = _record(state, name), backend_settings(state)
     with scratch_context(state.project) as scratch, scratch_folder(state.project.environ) as folder:
-        outcomes = run_async(partial(_run, record, scratch, folder, pattern, None if as_json else _show))
+        open_host = partial(open_sandbox_host, scratch, config=settings)
+        outcomes = run_async(partial(_run, record, open_host, folder, pattern, None if as_json else _show))
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if as_json:
         data_json({"backend": name, "ok": not failed, "checks": [outcome.as_json() for outcome in outcomes]})
@@ -74,12 +80,11 @@ def _record(state: State, name: str) -> SandboxBackend:
 
 
 async def _run(
-    record: SandboxBackend, context: OpenContext, place: Path, pattern: str, report: Callable[[Outcome], None] | None
+    record: SandboxBackend, open_host: OpenHost, place: Path, pattern: str, report: Callable[[Outcome], None] | None
 ) -> list[Outcome]:
     import trio
 
     from iii_core.sandbox.host import unavailable
-    from iii_core.sandbox.hostclient import open_sandbox_host
     from iii_core.testing.sandbox_harness import SandboxesUnderTest
     from iii_core.testing.sandbox_trial import name_of, run_checks, select
     from iii_sandbox_guest.checkprog import COMMANDS, make_check_image
@@ -88,7 +93,7 @@ async def _run(
     if not checks:
         names = ", ".join(name_of(check) for check in select(""))
         raise UsageError(f"no check has {pattern!r} in its name", hint=f"their names: {names}")
-    async with open_sandbox_host(context) as host:
+    async with open_host() as host:
         verdict = await host.probe(record.name)
     if not verdict.ok:
         raise unavailable(record.name, verdict)
@@ -96,7 +101,7 @@ async def _run(
 
     @asynccontextmanager
     async def open_backend() -> AsyncGenerator[SandboxDriver]:
-        async with open_sandbox_host(context) as host:
+        async with open_host() as host:
             yield await host.driver(record.name)
 
     def prepare(folder: Path) -> SandboxesUnderTest:
@@ -104,12 +109,13 @@ async def _run(
             open=open_backend, image=image, folder=folder, capabilities=record.capabilities, commands=COMMANDS
         )
 
-    outcomes: list[Outcome] | None = None
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_end_on_signal, nursery.cancel_scope)
-        outcomes = await run_checks(checks, prepare, place, report=report)
-        nursery.cancel_scope.cancel()
-    if outcomes is None:
+    outcomes: list[Outcome] = []
+    with trio.CancelScope() as all_of_it:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_end_on_signal, all_of_it)
+            outcomes = await run_checks(checks, prepare, place, report=report)
+            nursery.cancel_scope.cancel()
+    if all_of_it.cancelled_caught:
         raise typer.Exit(TERMINATED)
     return outcomes
 
