@@ -182,7 +182,7 @@ class Engine:
         names = sorted(self._listeners.values)
         name = transport or (names[0][0] if names else DEFAULT_TRANSPORT)
         running = (settings for _, settings in sorted(self._listeners.settings.items()) if settings.transport == name)
-        options = next((settings.options for settings in running), {})
+        options = next((settings.options for settings in running), dict[str, Any]())
         opened = await self._open_transport(name, options)
         await opened.serve_stream(stream, self.listener(ListenerConfig(transport=name)), sandbox=sandbox)
 

@@ -27,7 +27,17 @@ def certificate(folder: Path) -> Certificate:
 
 
 def encrypted(certificate: Certificate, path: Path) -> Path:
-    command = ["openssl", "pkey", "-in", certificate.key, "-aes256", "-passout", "pass:secret", "-out", path]
+    command: list[str | Path] = [
+        "openssl",
+        "pkey",
+        "-in",
+        certificate.key,
+        "-aes256",
+        "-passout",
+        "pass:secret",
+        "-out",
+        path,
+    ]
     subprocess.run(command, check=True, timeout=30, capture_output=True)
     return path
 
