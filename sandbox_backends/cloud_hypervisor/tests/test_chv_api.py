@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -138,13 +137,13 @@ async def test_what_is_sent(tmp_path: Path) -> None:
     """All of it: the VMM's HTTP is a small one, and proxies, cookies and user agents are none of its business."""
     sent: list[bytes] = []
 
-    async def take(method: Any) -> None:
+    async def take(method: Callable[[], Awaitable[object]], end: bytes) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(method)
             connected, _ = await listener.accept()
             async with trio.SocketStream(connected) as stream:
                 data = b""
-                while not data.endswith((b"\r\n\r\n", b"}")):
+                while not data.endswith(end):
                     data += await stream.receive_some()
                 sent.append(data)
                 await stream.send_all(response(b'{"version": "v1", "config": {}, "state": "Created"}'))
@@ -153,9 +152,9 @@ async def test_what_is_sent(tmp_path: Path) -> None:
         await listener.bind(str(tmp_path / "s"))
         listener.listen(1)
         async with open_api(tmp_path / "s", 5) as api:
-            await take(api.info)
-            await take(lambda: api.create({"payload": {}}))
-            await take(api.shutdown)
+            await take(api.info, b"\r\n\r\n")
+            await take(lambda: api.create({"payload": {}}), b"}")
+            await take(api.shutdown, b"\r\n\r\n")
     assert sent == [
         b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n",
         b"PUT /api/v1/vm.create HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
