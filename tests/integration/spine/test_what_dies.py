@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -40,8 +41,11 @@ AT_ONCE = 5.0
 
 
 def sandbox_groups() -> set[Path]:
-    """The control groups of sandboxes of this worker, anybody's."""
-    return {group for group in Path("/sys/fs/cgroup").glob(f"**/iii.*.{NAME}-*") if group.is_dir()}
+    """The control groups of sandboxes of this worker, anybody's in this pid namespace."""
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    name = re.compile(rf"iii\..*\.{namespace}\.{NAME}-.*")
+    walk = os.walk("/sys/fs/cgroup")  # unlike a glob, it does not mind that others' groups come and go
+    return {Path(folder, group) for folder, groups, _ in walk for group in groups if name.fullmatch(group)}
 
 
 def files_below(folder: Path) -> set[str]:
