@@ -56,9 +56,11 @@ class LibvirtBoot(Boot):
         identity = ProcessId.of(self._qemu)
         if identity is not None:
             records.add(identity)
+        self._connection.zombies.spared.add(self._qemu)
         task_status.started()
         await trio.lowlevel.wait_readable(self._pidfd)
         self.exit = self._reap()
+        self._connection.zombies.spared.discard(self._qemu)
         with trio.CancelScope(shield=True):
             await self._until_libvirt_knows()
         if identity is not None:

@@ -35,7 +35,7 @@ class Connection:
     """An open connection. Methods may be called concurrently; cancelling one waits for libvirt to answer."""
 
     def __init__(self, library: Library, handle: Connect, zombies: Zombies) -> None:
-        self._zombies = zombies
+        self.zombies = zombies
         self._library = library
         self._handle = handle
         self._threads = trio.CapacityLimiter(MAX_CALLS)
@@ -134,7 +134,7 @@ class Connection:
     async def _call(self, act: Callable[[], T], *, abandon: bool = False) -> T:
         """``abandon``: whoever cancels this does not wait for libvirt's answer."""
         async with open_service_nursery() as nursery:
-            nursery.start_soon(self._zombies.reap)
+            nursery.start_soon(self.zombies.reap)
             outcome = await trio.to_thread.run_sync(
                 partial(self._attempt, act), limiter=self._threads, abandon_on_cancel=abandon
             )

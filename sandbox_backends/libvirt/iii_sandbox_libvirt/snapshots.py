@@ -184,7 +184,9 @@ def _replaced(disk: Path) -> Generator[Path]:
         yield fresh
         before.unlink()
     except BaseException:
-        before.replace(disk)
+        if not before.samefile(disk):
+            before.replace(disk)
+        before.unlink(missing_ok=True)  # rename(2) leaves alone what are two names of one file
         fresh.unlink(missing_ok=True)
         raise
 

@@ -24,6 +24,8 @@ class Zombies:
     def __init__(self, program: str) -> None:
         self._name = program.encode()[:_NAME_BYTES]
         self._session = os.getsid(0)
+        self.spared: set[int] = set()
+        """Those that somebody else collects, at once, to learn how they ended."""
 
     async def reap(self) -> None:
         """Collect until cancelled, which is for as long as libvirt works on a call: another's wait has no event."""
@@ -32,7 +34,7 @@ class Zombies:
             await trio.sleep(_INTERVAL)
 
     def _reap_now(self) -> None:
-        for pid in self._children():
+        for pid in set(self._children()) - self.spared:
             with suppress(OSError):
                 if self._is_one(Path(f"/proc/{pid}/stat").read_bytes()):
                     os.waitpid(pid, os.WNOHANG)

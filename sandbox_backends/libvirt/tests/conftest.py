@@ -31,7 +31,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
     for tool in TOOLS.split():
         (root / "bin" / tool).symlink_to("busybox")
     path = folder / "image.squashfs"
-    command = ["mksquashfs", root, path, "-all-root", "-comp", "lz4", "-quiet", "-no-progress"]
+    command: list[str | Path] = ["mksquashfs", root, path, "-all-root", "-comp", "lz4", "-quiet", "-no-progress"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return RootImage(path=path, format="squashfs", digest="sha256:" + "0" * 64)
 

@@ -42,8 +42,8 @@ def make_dev(kvm: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         stage = Path(name)
         mount("-t", "tmpfs", "-o", "mode=0755", "none", name)
-        for node in KEPT:
-            source, target = Path("/dev") / node, stage / node
+        for kept in KEPT:
+            source, target = Path("/dev") / kept, stage / kept
             if source.is_symlink():
                 target.symlink_to(source.readlink())
                 continue

@@ -67,7 +67,7 @@ def daemon(public: Path) -> Iterator[str]:
             stderr=log,
         )
     try:
-        wait = ["sh", "-c", 'until [ -S "$0" ]; do sleep 0.05; done', public / "libvirt-sock"]
+        wait: list[str | Path] = ["sh", "-c", 'until [ -S "$0" ]; do sleep 0.05; done', public / "libvirt-sock"]
         subprocess.run(wait, timeout=20, check=True)
         yield f"qemu+unix:///system?socket={public}/libvirt-sock"
     finally:
@@ -76,7 +76,7 @@ def daemon(public: Path) -> Iterator[str]:
 
 
 def run_as_root(image: Path, folder: Path, home: Path, uri: str, checks: list[str]) -> dict[str, str | None]:
-    arguments = (image, home, folder, json.dumps({**TCG, "connection": uri}), *checks)
+    arguments: tuple[str | Path, ...] = (image, home, folder, json.dumps({**TCG, "connection": uri}), *checks)
     done = subprocess.run(
         python(HERE / "kitrunner.py", *arguments),
         stdin=subprocess.DEVNULL,

@@ -49,10 +49,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-async def start_fails(bench: Bench, kind: type[IIIError], **settings: str) -> IIIError:
+async def start_fails(bench: Bench, kind: type[IIIError], *, kernel: str) -> IIIError:
     """Create and start: the start's error, after which the same sandbox can be destroyed."""
     with bench.nothing_remains():
-        async with bench.driver(**settings) as driver:
+        async with bench.driver(kernel=kernel) as driver:
             await driver.create(bench.spec())
             with pytest.raises(kind) as caught:
                 await driver.start("box")

@@ -28,28 +28,31 @@ OTHER = replace(
 )
 
 
+STREAM = b"QEVM" + bytes(range(256))
+
+
 def saved_xml() -> str:
     """As libvirt writes it: with a uuid, and names of its own."""
     return render(GUEST).replace("<memory", "<uuid>12345678-1234-1234-1234-123456789012</uuid>\n  <memory", 1)
 
 
-def file_of(folder: Path, *, notes: bytes, stream: bytes = b"QEVM" + bytes(range(256)), **changed: int) -> Path:
+def file_of(folder: Path, notes: bytes, **changed: int) -> Path:
     xml = saved_xml().encode() + b"\0"
     data = xml + (notes + b"\0" if notes else b"")
     fields = {"version": 2, "size": len(data), "running": 1, "compressed": 0, "notes_at": len(xml) if notes else 0}
     fields |= changed
     path = folder / "memory"
-    path.write_bytes(struct.pack("=16s5I56s", b"LibvirtQemudSave", *fields.values(), bytes(56)) + data + stream)
+    path.write_bytes(struct.pack("=16s5I56s", b"LibvirtQemudSave", *fields.values(), bytes(56)) + data + STREAM)
     return path
 
 
 @pytest.mark.parametrize("notes", [b"", b"<cookie><slirpHelper/></cookie>"])
 def test_only_the_description_changes(tmp_path: Path, notes: bytes) -> None:
-    source, target = file_of(tmp_path, notes=notes), tmp_path / "target"
+    source, target = file_of(tmp_path, notes), tmp_path / "target"
     assert write_revised(source, target, lambda xml: revise(xml, OTHER)) == measure(source)
     with target.open("rb") as file:
         described = Description.read(file)
-        assert file.read() == b"QEVM" + bytes(range(256))
+        assert file.read() == STREAM
     assert described.notes == notes
     assert described.was_running == 1
     wanted, got = (ET.canonicalize(xml, strip_text=True) for xml in (render(OTHER), described.xml))
@@ -58,7 +61,7 @@ def test_only_the_description_changes(tmp_path: Path, notes: bytes) -> None:
 
 
 def test_as_it_was(tmp_path: Path) -> None:
-    source, target = file_of(tmp_path, notes=b"<cookie/>"), tmp_path / "target"
+    source, target = file_of(tmp_path, b"<cookie/>"), tmp_path / "target"
     write_revised(source, target, lambda xml: xml)
     assert target.read_bytes() == source.read_bytes()
 
@@ -68,7 +71,7 @@ def test_as_it_was(tmp_path: Path) -> None:
     [{"version": 1}, {"version": 3}, {"compressed": 1}, {"size": 0}, {"size": 1 << 30}, {"notes_at": 1 << 20}],
 )
 def test_unknown_formats(tmp_path: Path, changed: dict[str, int]) -> None:
-    source = file_of(tmp_path, notes=b"", **changed)
+    source = file_of(tmp_path, b"", **changed)
     with source.open("rb") as file, pytest.raises(SnapshotUnusable, match="format") as caught:
         Description.read(file)
     assert caught.value.hint
@@ -94,7 +97,7 @@ def test_descriptions_that_do_not_fit(xml: str) -> None:
 @pytest.mark.parametrize("pieces", [(), ((0, 10),), ((5000, 70000), (1 << 20, 1), (3 << 20, 4096))])
 def test_sparse_copies(tmp_path: Path, pieces: tuple[tuple[int, int], ...]) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    luck = random.Random(1)  # noqa: S311
+    luck = random.Random(1)
     with source.open("wb") as file:
         file.truncate(4 << 20)
         for at, size in pieces:

@@ -168,16 +168,17 @@ async def test_ends_while_saving(bench: Bench, tmp_path: Path) -> None:
             assert isinstance(driver, Snapshots)
             await driver.create(bench.spec())
             await driver.start("box")
-            async with agent_of(driver, "box"):
-                pass
             for milliseconds in (1, 30, 100, 300, 600):
+                name = f"at-{milliseconds}"
                 with trio.move_on_after(milliseconds / 1000) as scope:
-                    await driver.save("box", tmp_path / f"at-{milliseconds}")
-                assert (tmp_path / f"at-{milliseconds}").exists() is not scope.cancelled_caught
-                assert not [name for name in names_in(tmp_path) if name.endswith("saving")]
-                async with agent_of(driver, "box", resync=True) as agent:
-                    status, _ = await run(agent, ("/bin/id",))
-                    assert status.as_shell() == 0
+                    await driver.save("box", tmp_path / name)
+                assert (name in names_in(tmp_path)) is not scope.cancelled_caught
+                assert not [left for left in names_in(tmp_path) if left.endswith("saving")]
+                assert (await driver.state("box")).phase is Phase.RUNNING
+            await driver.save("box", tmp_path / "last")
+            async with agent_of(driver, "box", resync=True) as agent:
+                status, _ = await run(agent, ("/bin/id",))
+                assert status.as_shell() == 0
             pid = (await driver.state("box")).pid
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(kill_soon, pid)

@@ -32,6 +32,16 @@ def is_there(pid: int) -> bool:
     return False
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_spares() -> None:
+    pid = dead_child(b"qemu-system-x86_64", daemon=True)
+    zombies = Zombies("qemu-system-x86_64")
+    zombies.spared.add(pid)
+    with trio.move_on_after(0.1):
+        await zombies.reap()
+    assert is_there(pid)
+
+
 @pytest.mark.parametrize(
     ("name", "daemon", "collected"),
     [
