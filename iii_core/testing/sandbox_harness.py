@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from iii_core.project.locate import process_start_time
 from iii_core.sandbox.agent import Agent, ExitStatus, ProcessSpec, open_agent
 from iii_core.sandbox.port import Capability, Limits, RootImage, SandboxDriver, SandboxSpec
 
@@ -153,11 +154,12 @@ def control_groups(ids: Collection[str] | None = None) -> list[str]:
     ours = {line.split()[0] for line in descendants(os.getpid())} | {str(os.getpid())}
     found: list[str] = []
     for path in _paths_below(Path("/sys/fs/cgroup")):
-        prefix, owner, _, of, sandbox_id, *_ = [*path.rpartition("/")[2].split("."), "", "", "", ""]
-        if prefix != "iii" or (of.isdecimal() and of != namespace):
+        prefix, owner, start, of, sandbox_id, *_ = [*path.rpartition("/")[2].split("."), "", "", "", ""]
+        if prefix != "iii" or not owner.isdecimal() or (of.isdecimal() and of != namespace):
             continue
-        is_dead = not Path("/proc", owner).exists()
-        if owner in ours or (is_dead and (ids is None or not sandbox_id or sandbox_id in ids)):
+        began = process_start_time(int(owner))
+        is_dead = began is None or (start.isdecimal() and began != int(start))  # its number may be another's by now
+        if (is_dead and (ids is None or not sandbox_id or sandbox_id in ids)) or (not is_dead and owner in ours):
             found.append(path)
     return found
 
