@@ -12,6 +12,8 @@ from iii_sandbox_libvirt.policy import Accelerator
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+ET.register_namespace("qemu", _QEMU)
 TCG_CACHE_MIB = 64
 RECONNECT_SECONDS = 1
 """How often QEMU tries to connect to the link again when it broke."""
@@ -67,6 +69,7 @@ def render(guest: Guest) -> str:
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _add(domain, event, "destroy")
     _add_devices(domain, guest)
+    _add_own_end(domain)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"
 
@@ -101,6 +104,16 @@ def _add_processor(domain: ET.Element, accelerator: Accelerator) -> None:
         return
     _add(_add(features, "tcg"), "tb-cache", str(TCG_CACHE_MIB), unit="MiB")
     _add(domain, "cpu", mode="maximum")
+
+
+def _add_own_end(domain: ET.Element) -> None:
+    """Let QEMU end when its guest does. libvirt has it stay until it is told to end, and by whom, if libvirt is gone?
+
+    (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary qemu commands"; qemu(1), ``-action``.)
+    """
+    arguments = _add(domain, f"{{{_QEMU}}}commandline")
+    for word in ("-action", "shutdown=poweroff"):
+        _add(arguments, f"{{{_QEMU}}}arg", {"value": word})
 
 
 def _add_devices(domain: ET.Element, guest: Guest) -> None:
