@@ -5,6 +5,7 @@ Its root is a copy of the root disk's image, kept beside the data disk, whose pl
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -79,7 +80,10 @@ class Guest:
 
     def _run_agent(self, link: socket.socket, root: Path) -> None:
         self.end()
-        argv = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
+        # A bwrap that is killed while it starts leaves a child that waits for it; a pid namespace around both does not.
+        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--kill-child=KILL"]
+        argv += ["--user", "--map-root-user"] if os.geteuid() else []
+        argv += ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
         argv += ["--new-session", "--as-pid-1", "--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc"]
         argv += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--ro-bind", str(self._agent), "/run/agent"]
         argv += ["/run/agent", "--fd", str(link.fileno())]

@@ -137,7 +137,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_request(self) -> None:
         path = self.path.removeprefix("/api/v1/")
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size)
+        if len(body) < size:  # the caller was cancelled meanwhile
+            self.close_connection = True
+            return None
         self.server.log(f"{self.command} {path}")
         wrong = self.server.description.wrong_request(self.command, path, body)
         if body and self.headers.get("Content-Type") != "application/json":
