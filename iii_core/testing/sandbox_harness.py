@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,9 +118,31 @@ class SandboxesUnderTest:
             processes=frozenset(descendants(os.getpid())),
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
             mounts=frozenset(Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()),
-            groups=frozenset(control_groups(self._ids)),
+            groups=frozenset(control_groups()),
             files=frozenset(_paths_below(self.folder)),
         )
+
+    def changed(self, before: Snapshot) -> list[str]:
+        """What is not as it was, in words; empty where nothing is left. Others may remove what is theirs."""
+        now = self.snapshot()
+        new_groups = {group for group in now.groups - before.groups if self._may_be_ours(group)}
+        compared = (
+            ("processes", before.processes, now.processes),
+            ("mounts", before.mounts, before.mounts | now.mounts),
+            ("control groups", before.groups, before.groups | new_groups),
+            ("files", before.files, now.files),
+        )
+        found = [
+            f"{what}: new {sorted(is_ - was)}, gone {sorted(was - is_)}" for what, was, is_ in compared if is_ != was
+        ]
+        if now.descriptors != before.descriptors:
+            found.append(f"{now.descriptors} open descriptors, not {before.descriptors}")
+        return found
+
+    def _may_be_ours(self, group: str) -> bool:
+        """Whether its name, if it ends with a sandbox's id, ends with one of ours: another engine may have died."""
+        parts = group.rpartition("/")[2].split(".", 4)
+        return len(parts) < 5 or parts[4] in self._ids
 
 
 def descendants(root: int) -> list[str]:
@@ -144,22 +166,22 @@ def descendants(root: int) -> list[str]:
     return found
 
 
-def control_groups(ids: Collection[str] | None = None) -> list[str]:
-    """Control groups that this program or what it started made, or a process that is gone, for one of ``ids`` if given.
+def control_groups() -> list[str]:
+    """Control groups made by this program, by what it started, or by processes that are gone.
 
-    They are called ``iii.<pid>…``, or ``iii.<pid>.<start time>.<pid namespace>.<sandbox id>``: then one of another
-    namespace, or of a dead process with other sandboxes, is somebody else's.
+    They are called ``iii.<pid>…``, or ``iii.<pid>.<start time>.<pid namespace>.<sandbox id>``; one of another namespace
+    is somebody else's.
     """
     namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     ours = {line.split()[0] for line in descendants(os.getpid())} | {str(os.getpid())}
     found: list[str] = []
     for path in _paths_below(Path("/sys/fs/cgroup")):
-        prefix, owner, start, of, sandbox_id, *_ = [*path.rpartition("/")[2].split("."), "", "", "", ""]
+        prefix, owner, start, of, *_ = [*path.rpartition("/")[2].split("."), "", "", ""]
         if prefix != "iii" or not owner.isdecimal() or (of.isdecimal() and of != namespace):
             continue
         began = process_start_time(int(owner))
         is_dead = began is None or (start.isdecimal() and began != int(start))  # its number may be another's by now
-        if (is_dead and (ids is None or not sandbox_id or sandbox_id in ids)) or (not is_dead and owner in ours):
+        if is_dead or owner in ours:
             found.append(path)
     return found
 
@@ -176,16 +198,9 @@ async def nothing_left(under_test: SandboxesUnderTest) -> AsyncGenerator[None]:
     before = under_test.snapshot()
     yield
     deadline = trio.current_time() + 5
-    while (after := under_test.snapshot()) != before and trio.current_time() < deadline:  # noqa: ASYNC110
+    while (left := under_test.changed(before)) and trio.current_time() < deadline:  # noqa: ASYNC110
         await trio.sleep(0.02)  # the kernel's own tidying has no event
-    for what, was, now in (
-        ("processes", before.processes, after.processes),
-        ("mounts", before.mounts, before.mounts | after.mounts),  # others may unmount what is theirs
-        ("control groups", before.groups, after.groups),
-        ("files", before.files, after.files),
-    ):
-        assert was == now, f"{what}: new {sorted(now - was)}, gone {sorted(was - now)}"
-    assert before.descriptors == after.descriptors, f"{after.descriptors} open descriptors, not {before.descriptors}"
+    assert not left, "; ".join(left)
 
 
 @asynccontextmanager
