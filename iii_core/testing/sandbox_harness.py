@@ -20,6 +20,9 @@ E = TypeVar("E", bound=Exception)
 PATIENCE = 30.0
 """Seconds after which a check that waits has failed."""
 
+SETTLING = 5.0
+"""Seconds after which what is still there has been left."""
+
 MARK = "/workspace/mark"
 """A file that checks write."""
 
@@ -197,7 +200,7 @@ async def nothing_left(under_test: SandboxesUnderTest) -> AsyncGenerator[None]:
     """The block leaves the machine as it was, a moment later at most."""
     before = under_test.snapshot()
     yield
-    deadline = trio.current_time() + 5
+    deadline = trio.current_time() + SETTLING
     while (left := under_test.changed(before)) and trio.current_time() < deadline:  # noqa: ASYNC110
         await trio.sleep(0.02)  # the kernel's own tidying has no event
     assert not left, "; ".join(left)
