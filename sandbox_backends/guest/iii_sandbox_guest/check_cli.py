@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,8 +16,6 @@ from iii_core.cli.state import State, state_of
 from iii_core.errors import PluginMissing, UsageError
 
 if TYPE_CHECKING:
-    import trio
-
     from iii_core.records import SandboxBackend
     from iii_core.sandbox.host import SandboxHost
     from iii_core.sandbox.port import SandboxDriver
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     from iii_core.testing.sandbox_trial import Outcome
 
     OpenHost = Callable[[], AbstractAsyncContextManager[SandboxHost]]
-
-TERMINATED: Final = 143  # 128 + SIGTERM
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -82,8 +77,6 @@ def _record(state: State, name: str) -> SandboxBackend:
 async def _run(
     record: SandboxBackend, open_host: OpenHost, place: Path, pattern: str, report: Callable[[Outcome], None] | None
 ) -> list[Outcome]:
-    import trio
-
     from iii_core.sandbox.host import unavailable
     from iii_core.testing.sandbox_harness import SandboxesUnderTest
     from iii_core.testing.sandbox_trial import name_of, run_checks, select
@@ -109,25 +102,7 @@ async def _run(
             open=open_backend, image=image, folder=folder, capabilities=record.capabilities, commands=COMMANDS
         )
 
-    outcomes: list[Outcome] = []
-    with trio.CancelScope() as all_of_it:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_end_on_signal, all_of_it)
-            outcomes = await run_checks(checks, prepare, place, report=report)
-            nursery.cancel_scope.cancel()
-    if all_of_it.cancelled_caught:
-        raise typer.Exit(TERMINATED)
-    return outcomes
-
-
-async def _end_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-    """SIGTERM and a closed terminal end the checks as Ctrl-C does: in order, and leaving nothing."""
-    import trio
-
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            scope.cancel()
+    return await run_checks(checks, prepare, place, report=report)
 
 
 def _show(outcome: Outcome) -> None:

@@ -63,7 +63,7 @@ def test_a_group_without_a_command_shows_its_help_on_stderr(iii: Any) -> None:
     [
         (["wroker"], "No such command 'wroker'. Did you mean 'iii worker'?"),
         (["worker", "lst"], "No such command 'lst'. Did you mean 'iii worker list'?"),
-        (["worker", "stat"], "Did you mean 'iii worker status' or 'iii worker start'?"),
+        (["worker", "stat"], "Did you mean 'iii worker status' or 'iii worker stats' or 'iii worker start'?"),
         (["plugins", "lst"], "No such command 'lst'. Did you mean 'list'?"),
         (["add", "x/y:1"], "Did you mean 'iii worker add'?"),
         (["help"], "Did you mean 'iii --help'?"),
@@ -249,7 +249,7 @@ class TestCompletion:
 
     def test_commands_and_options(self, project: Any) -> None:
         assert self.complete(project, "iii wo") == ["worker"]
-        assert self.complete(project, "iii worker st") == ["start", "stop", "status"]
+        assert self.complete(project, "iii worker st") == ["start", "stop", "status", "stats"]
         assert "--timeout" in self.complete(project, "iii worker exec --t")
 
     def test_worker_names(self, project: Any) -> None:
