@@ -149,25 +149,27 @@ async def refuse(stream: trio.abc.Stream) -> None:
 async def by_hand(folder: Path, image: Path) -> float:
     """The same machine on a command line of its own."""
     files = prepare_boot(HOME, needs=Needs())
-    data, socket = folder / "hand.img", folder / "hand.sock"
+    data, address = folder / "hand.img", folder / "hand.sock"
     data.unlink(missing_ok=True)
-    socket.unlink(missing_ok=True)
+    address.unlink(missing_ok=True)
     await create_data_disk(data, DISK_MIB << 20)
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35", "-accel", "tcg,tb-size=64"]
     argv += ["-cpu", "max", "-m", str(MEMORY_MIB), "-display", "none", "-no-reboot", "-serial", "null"]
     argv += ["-kernel", str(files.kernel), "-initrd", str(files.initramfs), "-append", files.cmdline]
-    argv += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=link,path={socket},server=on,wait=off"]
+    argv += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=link,path={address}"]
     argv += ["-device", f"virtserialport,chardev=link,name={LINK_PORT}"]
     argv += ["-drive", f"if=none,id=root,file={image},format=raw,readonly=on"]
     argv += ["-device", f"virtio-blk-pci,drive=root,serial={ROOT_SERIAL}"]
     argv += ["-drive", f"if=none,id=data,file={data},format=raw,discard=unmap"]
     argv += ["-device", f"virtio-blk-pci,drive=data,serial={DATA_SERIAL}"]
     async with trio.open_nursery() as nursery:
-        start = time.perf_counter()
-        process = await nursery.start(partial(trio.run_process, argv, check=False))
-        while not socket.exists():  # noqa: ASYNC110 - QEMU tells nobody
-            await trio.sleep(0.005)
-        async with open_agent(await trio.open_unix_socket(str(socket)), tunnel_ports=[], serve_tunnel=refuse):
+        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+            await listener.bind(str(address))
+            listener.listen()
+            start = time.perf_counter()
+            process = await nursery.start(partial(trio.run_process, argv, check=False))
+            link, _ = await listener.accept()
+        async with open_agent(trio.SocketStream(link), tunnel_ports=[], serve_tunnel=refuse):
             taken = time.perf_counter() - start
         process.kill()
     return taken

@@ -27,7 +27,6 @@ class Connect(Protocol):
     def isAlive(self) -> int: ...  # noqa: N802
     def createXML(self, xml: str, flags: int) -> Domain: ...  # noqa: N802
     def restoreFlags(self, path: str, xml: str | None, flags: int) -> int: ...  # noqa: N802
-    def getVersion(self) -> int: ...  # noqa: N802
     def getLibVersion(self) -> int: ...  # noqa: N802
     def lookupByName(self, name: str) -> Domain: ...  # noqa: N802
     def listAllDomains(self, flags: int = 0) -> list[Domain]: ...  # noqa: N802

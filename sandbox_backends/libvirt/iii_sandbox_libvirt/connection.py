@@ -72,11 +72,9 @@ class Connection:
         """Let it go on."""
         await self._on(name, lambda domain: domain.resume())
 
-    async def versions(self) -> tuple[str, str]:
-        """QEMU's and libvirt's."""
-        numbers = await self._call(lambda: (self._handle.getVersion(), self._handle.getLibVersion()))
-        qemu, libvirt = (f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for n in numbers)
-        return qemu, libvirt
+    async def version(self) -> str:
+        """libvirt's."""
+        return str(await self._call(self._handle.getLibVersion))
 
     async def _on(self, name: str, act: Callable[[Domain], object]) -> None:
         domain = await self._lookup(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
@@ -61,6 +62,7 @@ class LibvirtLauncher(Launcher):
         self._places = places
         self._records = records
         self._nursery = nursery
+        self._emulator_version: str | None = None
 
     def check(self, spec: SandboxSpec) -> None:
         """See `Launcher.check`."""
@@ -91,6 +93,13 @@ class LibvirtLauncher(Launcher):
         needs = Needs(image_format=spec.root.format, pids=spec.limits.pids)
         prepare = partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
         return await trio.to_thread.run_sync(prepare)
+
+    async def versions(self) -> tuple[str, str]:
+        """QEMU's, as it says it, and libvirt's. (libvirt would try every emulator there is before it tells QEMU's.)"""
+        if self._emulator_version is None:
+            done = await trio.run_process([self._emulator, "--version"], capture_stdout=True, stdin=subprocess.DEVNULL)
+            self._emulator_version = done.stdout.decode(errors="replace").partition("\n")[0]
+        return self._emulator_version, await self.connection.version()
 
     async def _create(self, guest: Guest) -> trio.Event:
         return await self.connection.create(guest.name, render(guest), autodestroy=not self.embedded)

@@ -131,7 +131,7 @@ class LibvirtDriver(LaunchedDriver):
     async def _describe(self, spec: SandboxSpec) -> Machine:
         machines = self._machines
         files = await machines.files(spec)
-        versions = await machines.connection.versions()
+        versions = await machines.versions()
         return await _blocking(partial(describe, spec, files, machines.accelerator, versions))
 
     def _require_embedded(self) -> None:

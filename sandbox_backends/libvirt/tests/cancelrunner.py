@@ -9,6 +9,7 @@ METHOD: ``create``, ``start``, ``stop``, ``destroy``. Prints one JSON object per
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 EVERY = 14  # steps that are all taken; of the later ones, which poll, a sample
 image, home, folder = (Path(argument) for argument in sys.argv[1:4])
 method = sys.argv[4]
+PROJECT = hashlib.sha256(os.fsencode(folder / "run")).hexdigest()[:10]
 SPEC = SandboxSpec(
     id="box",
     root=RootImage(path=image, format="squashfs", digest="sha256:" + "0" * 64),
@@ -49,7 +51,7 @@ def look() -> dict[str, list[str]]:
         "files": sorted(
             str(path) for path in folder.rglob("*") if path.name != "box.console" and "/libvirt" not in str(path)
         ),
-        "places": sorted(str(path) for path in Path("/run/iii-vm").glob("*/vm*/*")),
+        "places": sorted(str(path) for path in Path("/run/iii-vm").glob(f"{PROJECT}/vm*/*")),
     }
 
 
@@ -76,6 +78,8 @@ async def check(driver: SandboxDriver, step: int) -> bool:
         assert method in ("create", "destroy")
     else:
         assert phase is Phase.RUNNING or not look()["processes"], "it does not run, and there is a QEMU"
+    await driver.destroy(SPEC.id, keep_writable=False)
+    await driver.create(SPEC)  # a deletion that was cut off is completed by this
     await driver.destroy(SPEC.id, keep_writable=False)
     with trio.move_on_after(3):
         while look() != before:  # noqa: ASYNC110 - a console's end is not waited for by anybody

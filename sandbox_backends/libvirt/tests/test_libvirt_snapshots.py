@@ -146,7 +146,7 @@ def damages(state: Path, folder: Path) -> dict[str, str]:
     shutil.copytree(state, folder / "newer")
     (folder / "newer" / "manifest.json").write_text(text.replace('"format":1', '"format":2'), encoding="utf-8")
     shutil.copytree(state, folder / "upgraded")
-    (folder / "upgraded" / "manifest.json").write_text(text.replace('"qemu":"', '"qemu":"1'), encoding="utf-8")
+    (folder / "upgraded" / "manifest.json").write_text(text.replace('"qemu":"', '"qemu":"not '), encoding="utf-8")
     return {
         "flipped": "memory .* is damaged",
         "short": "memory .* is damaged",
