@@ -38,12 +38,14 @@ async def _until_told_to_end(function: Callable[[], Awaitable[T]]) -> T:
         return await function()
     with trio.open_signal_receiver(*heeded) as signals:
         told: list[int] = []
+        results: list[T] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_told, signals, told, nursery.cancel_scope)
-            result = await function()
+            results.append(await function())
             nursery.cancel_scope.cancel()
-            return result
-        raise typer.Exit(128 + told[0])
+        if not results:
+            raise typer.Exit(128 + told[0])
+        return results[0]
 
 
 async def _cancel_when_told(signals: AsyncIterator[int], told: list[int], scope: trio.CancelScope) -> None:

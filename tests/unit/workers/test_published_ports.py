@@ -47,11 +47,10 @@ async def published(serve: Serve, notes: list[str]) -> AsyncGenerator[tuple[int,
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     inside = Inside({80: listener.socket.getsockname()[1]})
     host = free_port()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        async with open_ports([PublishedPort(host=host, guest=80)]) as ports:
-            nursery.start_soon(ports.serve, cast("Agent", inside), notes.append)
-            yield host, inside
+    async with open_ports([PublishedPort(host=host, guest=80)]) as ports, trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve, [listener])
+        nursery.start_soon(ports.serve, cast("Agent", inside), notes.append)  # it listens already
+        yield host, inside
         nursery.cancel_scope.cancel()
 
 
