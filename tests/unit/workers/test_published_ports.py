@@ -49,7 +49,7 @@ async def published(serve: Serve, notes: list[str]) -> AsyncGenerator[tuple[int,
     host = free_port()
     async with open_ports([PublishedPort(host=host, guest=80)]) as ports, trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve, [listener])
-        nursery.start_soon(ports.serve, cast("Agent", inside), notes.append)  # it listens already
+        nursery.start_soon(ports.serve, cast("Agent", inside), notes.append)  # noqa: ASYNC113  # it listens already
         yield host, inside
         nursery.cancel_scope.cancel()
 
@@ -99,7 +99,7 @@ async def test_nobody_inside_is_the_end_of_the_connection_and_noted() -> None:
     port = free_port()
     with trio.fail_after(10):
         async with open_ports([PublishedPort(host=port, guest=81)]) as ports, trio.open_nursery() as nursery:
-            nursery.start_soon(ports.serve, cast("Agent", Inside({})), notes.append)
+            nursery.start_soon(ports.serve, cast("Agent", Inside({})), notes.append)  # noqa: ASYNC113  # it listens already
             for _ in range(2):
                 async with await trio.open_tcp_stream("127.0.0.1", port) as client:
                     assert await client.receive_some() == b""
