@@ -20,7 +20,7 @@ from iii_core.testing import sandbox_kit, sandbox_kit_faults, sandbox_kit_option
 
 from .vmmkit import Bench
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 OF_THE_KERNEL = (
     sandbox_kit_faults.check_limits_are_kept,
     sandbox_kit_faults.check_users,

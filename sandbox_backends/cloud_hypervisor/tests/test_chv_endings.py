@@ -18,7 +18,7 @@ from iii_core.testing.sandbox_harness import agent_of, cancelled_at, descendants
 
 from .vmmkit import QUICK, Bench, descriptors
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 LADDER = ["PUT vm.power-button", "PUT vm.shutdown", "PUT vmm.shutdown"]
 WHOLE_LADDER = QUICK.button + 3 * QUICK.shutdown
 

@@ -13,7 +13,7 @@ from iii_core.testing.sandbox_harness import agent_of, nothing_left, run_well
 
 from .vmmkit import QUICK, Bench
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 STEPS = ("vmm.ping", "vm.create", "vm.info", "vm.boot")
 HASTY = replace(QUICK, call=2)
 FAULTS: dict[str, tuple[Any, str]] = {

@@ -35,7 +35,7 @@ from iii_core.testing.sandbox_harness import descendants, run, run_well
 from .bareguest import FLOOD, HANG, LINES, write_kernel
 from .vmkit import Bench, agent_of, qemus
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(120)]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
 

@@ -17,7 +17,7 @@ from iii_core.testing.sandbox_harness import run, run_well
 
 from .vmkit import Bench, agent_of, qemus
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(150)]
 COUNT = "i=0; while :; do i=$((i+1)); echo $i > /workspace/count; sleep 0.1; done"
 
 
