@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
@@ -74,8 +75,8 @@ class Launcher(ABC):
         spec.writable_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def remove(self, folder: Path) -> None:
-        """Delete a writable layer; what a cancelled deletion leaves, the next ``create`` deletes."""
-        await trio.to_thread.run_sync(shutil.rmtree, folder, abandon_on_cancel=True)
+        """Delete a writable layer. Never abandoned: a thread that goes on would meet the next `prepare`."""
+        await trio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
 
     async def release(self, image: Path) -> None:  # noqa: B027  # most hold nothing
         """No sandbox uses that root image any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
@@ -74,10 +73,6 @@ class LibvirtLauncher(Launcher):
         spec.writable_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._places.let_in(spec.writable_dir)
         await create_data_disk(spec.writable_dir / DATA_DISK, policy.disk_mib(spec.limits) << 20)
-
-    async def remove(self, folder: Path) -> None:
-        """See `Launcher.remove`. It is a few files, so a deletion is waited for rather than left to a thread."""
-        await trio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
 
     async def launch(self, spec: SandboxSpec, console: Console) -> LibvirtBoot:
         """See `Launcher.launch`."""
