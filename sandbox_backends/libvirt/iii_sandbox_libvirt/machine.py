@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import trio
+from iii_sandbox_guest import limits
 from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs
 from iii_sandbox_guest.disk import create_data_disk
 from iii_sandbox_guest.prepare import prepare_boot
@@ -66,13 +67,13 @@ class LibvirtLauncher(Launcher):
 
     def check(self, spec: SandboxSpec) -> None:
         """See `Launcher.check`."""
-        policy.check_limits(spec)
+        limits.check_limits(spec)
 
     async def prepare(self, spec: SandboxSpec) -> None:
         """See `Launcher.prepare`: makes the disk that takes what the guest writes."""
         spec.writable_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._places.let_in(spec.writable_dir)
-        await create_data_disk(spec.writable_dir / DATA_DISK, policy.disk_mib(spec.limits) << 20)
+        await create_data_disk(spec.writable_dir / DATA_DISK, limits.disk_mib(spec.limits) << 20)
 
     async def launch(self, spec: SandboxSpec, console: Console) -> LibvirtBoot:
         """See `Launcher.launch`."""
@@ -131,8 +132,8 @@ class LibvirtLauncher(Launcher):
             name=self._places.domain(spec.id),
             emulator=self._emulator,
             accelerator=self.accelerator,
-            vcpus=policy.vcpus(spec.limits),
-            memory_mib=policy.memory_mib(spec.limits),
+            vcpus=limits.vcpus(spec.limits),
+            memory_mib=limits.memory_mib(spec.limits),
             kernel=place.show("kernel", files.kernel),
             initramfs=place.show("initramfs", files.initramfs),
             cmdline=files.cmdline,
@@ -148,7 +149,7 @@ class LibvirtLauncher(Launcher):
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.unenforced`."""
-        return policy.unenforced(spec.limits)
+        return limits.unenforced(spec.limits)
 
     def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.notes`."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from iii_sandbox_guest import limits
 
 from iii_core.errors import SnapshotUnusable
-from iii_sandbox_libvirt import policy
 from iii_sandbox_libvirt.policy import Accelerator
 from iii_sandbox_libvirt.saveimage import measure
 
@@ -69,8 +69,8 @@ def describe(spec: SandboxSpec, files: BootFiles, accelerator: Accelerator, vers
         kernel=_checksum(files.kernel),
         initramfs=_checksum(files.initramfs),
         cmdline=files.cmdline,
-        vcpus=policy.vcpus(spec.limits),
-        memory_mib=policy.memory_mib(spec.limits),
+        vcpus=limits.vcpus(spec.limits),
+        memory_mib=limits.memory_mib(spec.limits),
         accelerator=accelerator,
         processor=_processor() if accelerator is Accelerator.KVM else "",
         qemu=qemu,

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import enum
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
-from iii_core.errors import SandboxError
 from iii_core.sandbox.port import Capability
-
-if TYPE_CHECKING:
-    from iii_core.sandbox.port import Limits, SandboxSpec
 
 CAPABILITIES: Final = frozenset(
     {
@@ -25,10 +20,6 @@ CAPABILITIES: Final = frozenset(
         Capability.SNAPSHOT,
     }
 )
-DEFAULT_MEMORY_MIB: Final = 512
-MIN_MEMORY_MIB: Final = 96  # what the kernel and the agent need, with a little for a program
-DEFAULT_DISK_MIB: Final = 8192  # sparse: it costs what is written
-MAX_VCPUS: Final = 64
 EMBEDDED: Final = "embed"
 SESSION: Final = "session"
 
@@ -65,35 +56,3 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def kernel_path(self) -> Path | None:
         """`kernel`."""
         return Path(self.kernel) if self.kernel is not None else None
-
-
-def vcpus(limits: Limits) -> int:
-    """How many processors a guest sees: whole ones."""
-    return 1 if limits.cpus is None else min(MAX_VCPUS, max(1, math.ceil(limits.cpus)))
-
-
-def memory_mib(limits: Limits) -> int:
-    """How much memory a guest has."""
-    return DEFAULT_MEMORY_MIB if limits.memory_mib is None else limits.memory_mib
-
-
-def disk_mib(limits: Limits) -> int:
-    """How big the writable disk is."""
-    return DEFAULT_DISK_MIB if limits.disk_mib is None else limits.disk_mib
-
-
-def check_limits(spec: SandboxSpec) -> None:
-    """Raise `SandboxError` for what no guest boots with."""
-    if memory_mib(spec.limits) < MIN_MEMORY_MIB:
-        raise SandboxError(
-            f"a virtual machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {spec.limits.memory_mib}",
-            hint="raise `memory` in the worker's sandbox settings, or choose a backend without a kernel of its own",
-            details={"sandbox": spec.id},
-        )
-
-
-def unenforced(limits: Limits) -> tuple[str, ...]:
-    """The limits that cannot be kept, in words."""
-    if limits.cpus is None or limits.cpus == vcpus(limits):
-        return ()
-    return (f"CPU limit {limits.cpus:g}: the machine has {vcpus(limits)} whole processors",)

@@ -1,40 +1,33 @@
 """Whether guests boot here, and what runs their instructions: found out by booting one.
 
-That a kernel offers ``/dev/kvm`` says little: it may open, create a machine and even run a few instructions of it, and
-yet no guest ever boots. So the verdict on KVM is a booted kernel whose agent has answered within a deadline. It is kept
-per host kernel, emulator and guest kernel.
+The verdict is kept per boot of this machine, emulator and guest kernel (`iii_sandbox_guest.trial`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 from iii_sandbox_guest.boot import Needs
-from iii_sandbox_guest.emptyimage import write_empty_image
 from iii_sandbox_guest.prepare import prepare_boot
+from iii_sandbox_guest.trial import boot_once, read_verdict, verdict_path, write_verdict
 
-from iii_core.errors import BootTimeout, IIIError
-from iii_core.project.files import write_atomic
+from iii_core.errors import IIIError
 from iii_core.records import ProbeResult
-from iii_core.sandbox.agent import open_agent
-from iii_core.sandbox.port import RootImage, SandboxSpec
 from iii_sandbox_libvirt.driver import find_emulator, open_driver, qemu_user
 from iii_sandbox_libvirt.places import KVM
 from iii_sandbox_libvirt.policy import Accelerator
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from iii_core.records import OpenContext
     from iii_sandbox_libvirt.policy import Settings
     from iii_sandbox_libvirt.users import User
 
 DEADLINES: Final = {Accelerator.KVM: 10.0, Accelerator.TCG: 18.0}  # together below the host's limit of a probe
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -70,10 +63,10 @@ async def find_accelerator(settings: Settings, context: OpenContext) -> Verdict:
     if settings.accelerator != "auto":
         return Verdict(Accelerator(settings.accelerator), "so configured")
     kept = await trio.to_thread.run_sync(_verdict_file, settings, context)
-    known = _read(kept)
+    known = read_verdict(kept, Verdict)
     if known is None:
         known = await _try_all(settings, context)
-        await trio.to_thread.run_sync(_write, kept, known)
+        await trio.to_thread.run_sync(write_verdict, kept, known)
     return known
 
 
@@ -106,63 +99,16 @@ async def _failure_of(accelerator: Accelerator, settings: Settings, context: Ope
 
 
 async def _boot_one(accelerator: Accelerator, settings: Settings, context: OpenContext) -> None:
-    """Boot an empty image until its agent is ready. Raises `IIIError`."""
-    context.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=context.runtime_dir) as name:
-        folder = Path(name)
-        image = folder / "empty.squashfs"
-        write_empty_image(image)
-        spec = SandboxSpec(
-            id="probe",
-            root=RootImage(path=image, format="squashfs", digest=""),
-            writable_dir=folder / "layer",
-            console=folder / "console",
-            hostname="probe",
-        )
-        async with open_driver(settings, context, accelerator, purpose="probe") as driver:
-            await driver.create(spec)
-            with trio.move_on_after(DEADLINES[accelerator]) as limit:
-                await driver.start(spec.id)
-                link = trio.SocketStream(trio.socket.from_stdlib_socket(await driver.link(spec.id)))
-                async with open_agent(link, tunnel_ports=[], serve_tunnel=_refuse):
-                    pass
-            if limit.cancelled_caught:
-                raise _silent(accelerator, spec.console)
-            await driver.destroy(spec.id, keep_writable=False)
-
-
-def _silent(accelerator: Accelerator, console: Path) -> BootTimeout:
-    said = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:] if console.exists() else []
-    return BootTimeout(
-        f"a guest's agent did not answer within {DEADLINES[accelerator]:g} s",
-        details={"accelerator": accelerator.value, "console": said},
+    await boot_once(
+        context,
+        lambda: open_driver(settings, context, accelerator, purpose="probe"),
+        deadline=DEADLINES[accelerator],
     )
-
-
-async def _refuse(stream: trio.abc.Stream) -> None:
-    await stream.aclose()
 
 
 def _verdict_file(settings: Settings, context: OpenContext) -> Path:
-    """Where the verdict is kept: by everything that it depends on. Raises `BackendUnavailable`."""
+    """Raises `BackendUnavailable`."""
     emulator = find_emulator(settings, context)
     files = prepare_boot(context.home, needs=Needs(), kernel=settings.kernel_path)
-    depends = (
-        BOOT_ID.read_text(encoding="ascii"),
-        *(f"{path}:{path.stat().st_mtime_ns}" for path in (emulator, files.kernel, files.initramfs)),
-        settings.connection,
-        str(os.geteuid()),
-    )
-    return context.home / "cache" / f"libvirt-{hashlib.sha256(repr(depends).encode()).hexdigest()[:24]}.json"
-
-
-def _read(path: Path) -> Verdict | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _write(path: Path, verdict: Verdict) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(path, msgspec.json.encode(verdict))
+    depends = (emulator, files.kernel, files.initramfs)
+    return verdict_path(context.home, "libvirt", files=depends, settings=settings.connection)

@@ -14,7 +14,7 @@ from iii_core.sandbox.port import Egress, Limits, Mount
 from iii_core.workers.declare import managed_specs
 from iii_core.workers.spec import WorkerSpec
 
-PLACES = Places(project=Path("/work/project"), user_home=Path("/home/me"), private=(Path("/work/project/.iii"),))
+PLACES = Places(project=Path("/srv/project"), user_home=Path("/home/me"), private=(Path("/srv/project/.iii"),))
 
 
 def specs(text: str, **environ: str) -> dict[str, WorkerSpec]:
@@ -90,7 +90,7 @@ workers:
   sandbox: {network: none, mounts: [], user: root, ports: ["8080:80"]}
 """
     )
-    data = Mount(source=Path("/work/project/data"), target="/data")
+    data = Mount(source=Path("/srv/project/data"), target="/data")
     assert (found["a"].egress, found["a"].mounts, found["a"].user) == (Egress(), (data,), UserIds(uid=7, gid=7))
     assert (found["b"].egress, found["b"].mounts, found["b"].user) == (None, (), UserIds(uid=0, gid=0))
     assert (found["a"].ports, found["b"].ports) == ((), (PublishedPort(host=8080, guest=80),))
