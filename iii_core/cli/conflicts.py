@@ -62,13 +62,11 @@ def _claimed_twice(kind: type[Record], claimants: list[Declared]) -> Iterable[Co
 def _why_hidden(name: str) -> str | None:
     """Why a plugin's command of that name cannot be reached; None if it can."""
     from iii_core import __version__
-    from iii_core.cli.extensible import GROUPS
-    from iii_core.cli.root import RootGroup
-    from iii_core.cli.sandbox.app import SandboxGroup
+    from iii_core.cli.commands import GROUPS, is_core_command
 
     group, dot, rest = name.partition(".")
     if dot and (group not in GROUPS or "." in rest):
         return f"is in no group that plugins can add to, which are {', '.join(GROUPS)}"
-    if name in RootGroup.lazy or any(name == SandboxGroup.prefix + own for own in SandboxGroup.lazy):
+    if is_core_command(name):
         return f"is hidden by the command of that name of iii-core {__version__}"
     return None

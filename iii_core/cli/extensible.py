@@ -1,4 +1,4 @@
-"""Groups that plugins add commands to: `iii` itself, and those in `GROUPS`.
+"""Groups that plugins add commands to: `iii` itself, and those in `iii_core.cli.commands.GROUPS`.
 
 The name of a plugin's `Command` says where it belongs: ``hello`` is ``iii hello``, ``sandbox.setup`` is ``iii sandbox
 setup``.
@@ -6,7 +6,7 @@ setup``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from iii_core.cli.lazy import Lazy, LazyCommand, LazyGroup
 from iii_core.cli.state import State, state_of
@@ -14,9 +14,6 @@ from iii_core.errors import UsageError
 
 if TYPE_CHECKING:
     from iii_core.records import Command
-
-GROUPS: Final = ("sandbox",)
-"""The groups of the core that plugins may add to."""
 
 
 class ExtensibleGroup(LazyGroup):

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 from iii_core.errors import IIIError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from iii_core.cli.state import State
+    from iii_core.host import PluginHost
 
 _DISABLE: Final = "III_DISABLE_PLUGINS"
 _SHAPE: Final = {"depends": list, "files": dict, "commands": dict, "warnings": list}
@@ -33,28 +33,26 @@ class Listing:
     warnings: Sequence[str] = ()
 
 
-def plugin_listing(state: State) -> Listing:
+def plugin_listing(find_plugins: Callable[[], PluginHost]) -> Listing:
     """What plugins add to the command line; a name that two of them claim, or that the core has, is a warning."""
-    if not state.use_plugins:
-        return Listing()
     path = _cache_path()
     depends = _circumstances()
     known = _read(path)
     if known is not None and known["depends"] == depends and known["files"] == _stamps(known["files"]):
         return Listing(known["commands"], known["warnings"])
-    return _discover(state, path, depends)
+    return _discover(find_plugins(), path, depends)
 
 
-def _discover(state: State, path: Path, depends: list[Any]) -> Listing:
+def _discover(plugins: PluginHost, path: Path, depends: list[Any]) -> Listing:
     from iii_core.cli.conflicts import conflicts
     from iii_core.records import Command
 
-    found = conflicts(state.plugins, kinds=[Command])
+    found = conflicts(plugins, kinds=[Command])
     taken = {conflict.record.name for conflict in found}
-    declared = [item.record for item in state.plugins.declared(Command)]
+    declared = [item.record for item in plugins.declared(Command)]
     commands = {item.name: item.help for item in declared if isinstance(item, Command) and item.name not in taken}
     listing = Listing(commands, list(dict.fromkeys(conflict.warning for conflict in found)))
-    if all(info.status != "failed" for info in state.plugins.plugins):
+    if all(info.status != "failed" for info in plugins.plugins):
         data = {"commands": listing.commands, "warnings": listing.warnings}
         _write(path, {"depends": depends, "files": _stamps(_plugin_files()), **data})
     return listing

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from iii_core.cli.commands import ROOT
 from iii_core.cli.extensible import ExtensibleGroup
-from iii_core.cli.lazy import Lazy, from_module
 from iii_core.cli.state import State
 
 EXAMPLES: Final = """\b
@@ -22,14 +22,7 @@ _MEANT: Final = {"help": "iii --help", "version": "iii --version", "run": "iii",
 class RootGroup(ExtensibleGroup):
     """The commands of the core, then those of plugins."""
 
-    lazy = {  # noqa: RUF012 - declared as a ClassVar by the base
-        "worker": Lazy("Add, run and inspect the workers of this project", from_module("iii_core.cli.worker.app")),
-        "trigger": Lazy("Call a function", from_module("iii_core.cli.trigger")),
-        "t": Lazy("Short for trigger", from_module("iii_core.cli.trigger"), hidden=True),
-        "sandbox": Lazy("See and prepare what isolates workers", from_module("iii_core.cli.sandbox.app")),
-        "doctor": Lazy("Find what is missing here, and how to put it right", from_module("iii_core.cli.doctor")),
-        "plugins": Lazy("See which plugins are installed", from_module("iii_core.cli.plugins")),
-    }
+    lazy = ROOT
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The list in the help, after what is wrong with it."""

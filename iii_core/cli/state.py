@@ -46,9 +46,9 @@ class State:
     @cached_property
     def listing(self) -> Listing:
         """The commands that plugins add, by name; quick where they were asked for before."""
-        from iii_core.cli.listing import plugin_listing
+        from iii_core.cli.listing import Listing, plugin_listing
 
-        return plugin_listing(self)
+        return plugin_listing(lambda: self.plugins) if self.use_plugins else Listing()
 
 
 def state_of(context: typer.Context) -> State:
