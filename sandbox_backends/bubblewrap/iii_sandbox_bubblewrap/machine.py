@@ -102,14 +102,13 @@ class BubblewrapLauncher(Launcher):
         await super().prepare(spec)
         if spec.limits.disk_mib is None:
             return
-        disk, size = spec.writable_dir / policy.DATA_DISK, spec.limits.disk_mib << 20
-        if (spec.writable_dir / "upper").exists() or (disk.exists() and disk.stat().st_size != size):
+        if (spec.writable_dir / "upper").exists():
             raise SandboxError(
-                f"the writable layer of sandbox {spec.id!r} was made without a size, or with another one",
-                hint="clear this worker's writable layer, or set `disk` back to what it was",
+                f"the writable layer of sandbox {spec.id!r} was made without a size",
+                hint="take `disk` out again, or remove the worker and add it, which loses what it wrote",
                 details={"sandbox": spec.id},
             )
-        await create_data_disk(disk, size)
+        await create_data_disk(spec.writable_dir / policy.DATA_DISK, spec.limits.disk_mib << 20)
 
     async def _open_keeper(self) -> KeeperClient:
         """The keeper, started if there is none. Raises `BackendUnavailable`."""

@@ -10,7 +10,7 @@ _MORE_NAMESPACES = "sysctl user.max_user_namespaces=15000"
 REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"/disk: (wrong fs type|can't read superblock)",
-        "its disk may be damaged: clear this worker's writable layer",
+        "its disk may be damaged: remove the worker and add it again",
     ),
     (r"unknown filesystem type 'squashfs'", "as root: modprobe squashfs"),
     (

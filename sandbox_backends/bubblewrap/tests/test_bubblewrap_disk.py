@@ -71,17 +71,20 @@ async def test_what_was_written_last_survives_kills(bench: Bench) -> None:
                 await driver.stop(spec.id, grace=0)
 
 
-async def test_a_layer_keeps_its_size(bench: Bench) -> None:
-    """Another one is refused; who asks for none gets what is there."""
+async def test_a_layer_may_grow_and_not_shrink(bench: Bench) -> None:
+    """Who asks for no size gets what is there."""
     async with bench.sandbox(sized(bench, 64)) as (_, agent):
         await run_well(agent, ("/bin/sh", "-c", "echo kept > /mark"))
+    async with bench.sandbox(sized(bench, 128)) as (_, agent):
+        assert await run_well(agent, ("/bin/cat", "/mark")) == "kept\n"
+        await run_well(agent, ("/bin/sh", "-c", f"{FILL.format(mib=80)}; rm /junk"))
     async with bench.driver() as driver:
-        with pytest.raises(SandboxError, match="with another one") as caught:
-            await driver.create(sized(bench, 65))
-        assert caught.value.hint
+        with pytest.raises(SandboxError, match="cannot shrink to 64 MiB") as caught:
+            await driver.create(sized(bench, 64))
+        assert "disk: 128Mi" in (caught.value.hint or "")
     async with bench.sandbox(sized(bench, None)) as (_, agent):
         assert await run_well(agent, ("/bin/cat", "/mark")) == "kept\n"
-        status, _ = await run(agent, ("/bin/sh", "-c", FILL.format(mib=80)))
+        status, _ = await run(agent, ("/bin/sh", "-c", FILL.format(mib=150)))
         assert status.as_shell() != 0
 
 
@@ -103,7 +106,7 @@ async def test_a_disk_without_a_file_system(bench: Bench) -> None:
         await trio.Path(spec.writable_dir / "data.img").write_bytes(bytes(64 << 20))
         with pytest.raises(BootFailed, match="mount: ") as caught:
             await driver.start(spec.id)
-        assert "clear this worker's writable layer" in (caught.value.hint or "")
+        assert "remove the worker and add it again" in (caught.value.hint or "")
 
 
 async def test_not_without_the_right_to_mount(bench: Bench) -> None:

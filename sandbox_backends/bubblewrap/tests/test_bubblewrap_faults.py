@@ -228,8 +228,8 @@ async def test_an_image_without_a_file_system(bench: Bench, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("obstacle", "said"),
     [
-        (lambda layer: (layer / "upper").symlink_to("/etc"), "clear this worker's writable layer"),
-        (lambda layer: (layer / "upper").write_text("x"), "clear this worker's writable layer"),
+        (lambda layer: (layer / "upper").symlink_to("/etc"), "remove the worker and add it again"),
+        (lambda layer: (layer / "upper").write_text("x"), "remove the worker and add it again"),
         (lambda layer: (layer / "work").mkdir() or os.chown(layer / "work", 12345, 12345), "belongs to user id 12345"),
     ],
 )

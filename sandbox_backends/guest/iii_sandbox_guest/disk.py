@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Generator
@@ -26,32 +27,66 @@ _OPTIONS: Final = (
     *("-E", "lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1,root_owner=0:0"),
 )
 """Holes read as zeros, so nothing but what is not zero is written."""
+_E2FSCK_GOOD: Final = frozenset({0, 1})  # 1: it repaired something, such as a journal that was to be replayed
+_SUPERBLOCK: Final = 1024
+_SUPERBLOCK_FIELDS: Final = struct.Struct("<4xI16xI28xH")  # s_blocks_count_lo, s_log_block_size, s_magic
+_EXT4_MAGIC: Final = 0xEF53
 
 
 async def create_data_disk(path: Path, size: int) -> None:
-    """Make the disk at ``path`` unless it is there: ``size`` bytes (≥ 16 MiB) at most, and at first below 2 MiB really.
+    """Make the disk at ``path``: ``size`` bytes (≥ 16 MiB) at most, and at first below 2 MiB really.
+
+    One that is there keeps what is on it, and grows if it is smaller; it must not be in use then.
 
     Give it to a machine as a virtio-blk disk with `iii_sandbox_guest.boot.DATA_SERIAL`, with ``discard=unmap`` where
     the VMM knows that: what is deleted inside is then given back to the host. It must never be in use twice at a time.
 
-    Either it is whole afterwards or there is none, also when cancelled. Raises `SandboxError` for a size that is too
-    small, `StorageFull`, `BackendUnavailable` without ``mke2fs``.
+    Either it is whole afterwards or as it was before, also when cancelled. Raises `SandboxError` for a size that is too
+    small, or smaller than that of the disk that is there, `StorageFull`, `BackendUnavailable` without e2fsprogs.
     """
     if size < MIN_SIZE:
         raise SandboxError(
             f"a sandbox's disk of {size} bytes is too small", hint=f"give it at least {MIN_SIZE >> 20} MiB"
         )
     if await trio.Path(path).is_file():
+        await _fit(path, size)
         return
-    program = shutil.which("mke2fs", path=_SEARCH)
-    if program is None:
-        raise BackendUnavailable("there is no mke2fs on this machine", hint="on Debian: apt-get install e2fsprogs")
     try:
         with _temporary_file(path, size) as fresh:
-            await _make_file_system(program, fresh)
+            await _run("mke2fs", *_OPTIONS, str(fresh), what=f"make the sandbox's disk {path}")
             await trio.to_thread.run_sync(_publish, fresh, path)
     except OSError as error:
         raise StorageFull(f"the sandbox's disk {path} cannot be made: {error.strerror}") from error
+
+
+async def _fit(path: Path, size: int) -> None:
+    """Let a disk grow; never cut off in the middle, and one that was (with the machine's power) is finished here."""
+    has = await trio.to_thread.run_sync(_file_system_size, path)
+    if has > size:
+        raise SandboxError(
+            f"the sandbox's disk {path} has {has >> 20} MiB, and cannot shrink to {size >> 20} MiB",
+            hint=f"give the worker `disk: {has >> 20}Mi` or more, or remove and add it, which loses what it wrote",
+        )
+    if has == size:
+        return
+    what = f"let the sandbox's disk {path} grow"
+    with trio.CancelScope(shield=True):
+        os.truncate(path, size)
+        await _run("e2fsck", "-f", "-p", str(path), what=what, good=_E2FSCK_GOOD)
+        await _run("resize2fs", str(path), what=what)
+
+
+def _file_system_size(path: Path) -> int:
+    """In bytes, as the superblock says (https://docs.kernel.org/filesystems/ext4/super.html)."""
+    with path.open("rb") as file:
+        file.seek(_SUPERBLOCK)
+        superblock = file.read(_SUPERBLOCK_FIELDS.size)
+    if len(superblock) < _SUPERBLOCK_FIELDS.size:
+        raise SandboxError(f"the sandbox's disk {path} is damaged", hint="remove the worker and add it again")
+    blocks, log_block_size, magic = _SUPERBLOCK_FIELDS.unpack(superblock)
+    if magic != _EXT4_MAGIC:
+        raise SandboxError(f"the sandbox's disk {path} is damaged", hint="remove the worker and add it again")
+    return int(blocks) << (10 + int(log_block_size))
 
 
 @contextmanager
@@ -72,15 +107,18 @@ def _publish(fresh: Path, path: Path) -> None:
     fresh.rename(path)
 
 
-async def _make_file_system(program: str, path: Path) -> None:
+async def _run(name: str, *arguments: str, what: str, good: frozenset[int] = frozenset({0})) -> None:
+    program = shutil.which(name, path=_SEARCH)
+    if program is None:
+        raise BackendUnavailable(f"there is no {name} on this machine", hint="on Debian: apt-get install e2fsprogs")
     with trio.fail_after(MAKE_SECONDS):
         done = await trio.run_process(
-            [program, *_OPTIONS, str(path)],
+            [program, *arguments],
             stdin=subprocess.DEVNULL,
             capture_stdout=True,
             capture_stderr=True,
             check=False,
         )
-    if done.returncode != 0:
+    if done.returncode not in good:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise SandboxError(f"mke2fs cannot make the sandbox's disk {path}: {said[-1] if said else done.returncode}")
+        raise SandboxError(f"{name} cannot {what}: {said[-1] if said else done.returncode}")

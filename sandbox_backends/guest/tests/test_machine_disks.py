@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +16,7 @@ from iii_sandbox_guest.boot import render_cmdline
 from iii_sandbox_guest.initramfs import render_initramfs
 from iii_sandbox_guest.modules import resolve_modules
 
+from iii_core.errors import SandboxError
 from iii_core.sandbox.agent import Agent
 
 from .agentkit import run as run_program
@@ -67,8 +70,44 @@ async def test_a_disk_is_never_made_anew(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     await create_data_disk(disk, 32 << 20)
     before = disk.read_bytes()
-    await create_data_disk(disk, 64 << 20)
+    await create_data_disk(disk, 32 << 20)
     assert disk.read_bytes() == before
+    with pytest.raises(SandboxError, match="cannot shrink"):
+        await create_data_disk(disk, 31 << 20)
+    assert disk.read_bytes() == before
+
+
+async def test_a_disk_grows_with_what_is_on_it(tmp_path: Path) -> None:
+    disk, content = tmp_path / "disk", tmp_path / "content"
+    content.write_text("kept")
+    await create_data_disk(disk, 32 << 20)
+    await debugfs(disk, f"write {content} mark")
+    await create_data_disk(disk, 64 << 20)
+    assert disk.stat().st_size == 64 << 20
+    assert "kept" in await debugfs(disk, "cat mark")
+    assert re.search(r"Block count: +65536\n", await debugfs(disk, "stats"))
+    assert "ERRORS" not in await run_tool("/usr/sbin/e2fsck", "-f", "-n", disk)
+
+
+async def test_a_growth_that_was_cut_off_is_finished(tmp_path: Path) -> None:
+    """Power failed after the file grew and before its file system did."""
+    disk = tmp_path / "disk"
+    await create_data_disk(disk, 32 << 20)
+    os.truncate(disk, 64 << 20)
+    await create_data_disk(disk, 64 << 20)
+    assert re.search(r"Block count: +65536\n", await debugfs(disk, "stats"))
+
+
+async def test_what_is_no_disk_is_said_to_be_damaged(tmp_path: Path) -> None:
+    for content in (b"", bytes(64 << 20)):
+        (tmp_path / "disk").write_bytes(content)
+        with pytest.raises(SandboxError, match="is damaged"):
+            await create_data_disk(tmp_path / "disk", 64 << 20)
+        assert (tmp_path / "disk").read_bytes() == content
+
+
+async def debugfs(disk: Path, command: str) -> str:
+    return await run_tool("/usr/sbin/debugfs", "-w", "-R", command, disk)
 
 
 async def fails(machine: Machine) -> str:

@@ -165,7 +165,7 @@ def _writable_layer(folder: str, root: tuple[int, int]) -> tuple[str, str]:
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != root[0]:
             raise OSError(
-                f"{path} belongs to user id {found.st_uid}, not {root[0]}; clear this worker's writable layer"
+                f"{path} belongs to user id {found.st_uid}, not {root[0]}; remove the worker and add it again"
             )
     return paths
 
