@@ -21,7 +21,7 @@ from iii_core.errors import PluginError
 if TYPE_CHECKING:
     from iii_core.engine.inprocess import EngineClient
     from iii_core.images.port import ImageResolver
-    from iii_core.sandbox.port import Capability, Isolation, SandboxDriver
+    from iii_core.sandbox.port import Capability, Isolation, Lack, SandboxDriver
     from iii_core.transport.port import MessageTransport
 
 _NAME = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*\Z")
@@ -97,12 +97,19 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxBackend(Record):
-    """A way to isolate workers. ``strength`` orders backends for ``auto``: the strongest that probes well is taken."""
+    """A way to isolate workers.
+
+    Attributes:
+        strength: orders backends for ``auto``: the strongest that probes well is taken.
+        capabilities: what it can do on this machine.
+        lacks: what it could do besides if something were installed or allowed here.
+    """
 
     summary: str
     isolation: Isolation
     strength: int
     capabilities: frozenset[Capability]
+    lacks: Mapping[Capability, Lack] = field(default_factory=dict["Capability", "Lack"])
     config: type[msgspec.Struct] = NoConfig
     probe: Callable[[Any, OpenContext], Awaitable[ProbeResult]]
     open: Callable[[Any, OpenContext], AbstractAsyncContextManager[SandboxDriver]]

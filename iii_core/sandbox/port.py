@@ -14,12 +14,13 @@ import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path  # msgspec reads these types when a spec crosses to the sandbox host
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from iii_core.errors import UnsupportedOperation
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
     import trio
 
@@ -43,6 +44,14 @@ class Capability(enum.StrEnum):
     EGRESS = "egress"  # the outside can be reached, as far as `Egress` allows
     MOUNTS = "mounts"  # folders of this machine can be shown inside
     SNAPSHOT = "snapshot"  # the driver is also a `Snapshots`
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a backend has not on this machine what it could have, and the command that changes that."""
+
+    reason: str
+    hint: str
 
 
 class Phase(enum.StrEnum):
@@ -174,8 +183,18 @@ class SandboxNeeds(Protocol):
         ...
 
 
-def check_supported(spec: SandboxNeeds, capabilities: frozenset[Capability], backend: str) -> None:
+_NO_LACKS: Final[Mapping[Capability, Lack]] = {}
+
+
+def check_supported(
+    spec: SandboxNeeds,
+    capabilities: frozenset[Capability],
+    backend: str,
+    lacks: Mapping[Capability, Lack] = _NO_LACKS,
+) -> None:
     """Raise `UnsupportedOperation` for what the spec asks of a backend that does not declare it: never ignore it.
+
+    ``lacks`` has words for what the backend could do elsewhere.
 
     Limits of CPU, memory and processes are the exception: where they cannot be enforced, `SandboxState.unenforced`
     says so.
@@ -187,9 +206,12 @@ def check_supported(spec: SandboxNeeds, capabilities: frozenset[Capability], bac
     }
     for capability, what in asked.items():
         if what and capability not in capabilities:
+            lack = lacks.get(capability)
             raise UnsupportedOperation(
-                f"the sandbox backend {backend} does not support {what}",
-                hint="leave it out of the worker's sandbox settings, or choose a backend that has it",
+                f"the sandbox backend {backend} does not support {what}" + (f" here: {lack.reason}" if lack else ""),
+                hint=lack.hint
+                if lack
+                else "leave it out of the worker's sandbox settings, or choose a backend that has it",
                 details={"backend": backend, "capability": capability.value},
             )
 

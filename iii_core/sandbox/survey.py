@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -45,6 +45,7 @@ class Finding:
             "hint": self.verdict.hint,
             "details": dict(self.verdict.details),
             "capabilities": sorted(self.record.capabilities),
+            "lacks": {name: asdict(lack) for name, lack in sorted(self.record.lacks.items())},
             "plugin": self.plugin.name,
             "distribution": self.plugin.distribution,
             "version": self.plugin.version,

@@ -61,7 +61,7 @@ def named(records: Mapping[str, SandboxBackend], name: str) -> SandboxBackend:
 def require(record: SandboxBackend, needs: SandboxNeeds, records: Mapping[str, SandboxBackend]) -> None:
     """Raise `UnsupportedOperation` for what the backend lacks; the hint names those that have it."""
     try:
-        check_supported(needs, record.capabilities, record.name)
+        check_supported(needs, record.capabilities, record.name, record.lacks)
     except UnsupportedOperation as error:
         others = able(records, needs)
         if others:
@@ -76,7 +76,7 @@ def able(records: Mapping[str, SandboxBackend], needs: SandboxNeeds) -> list[str
 
 def _supports(record: SandboxBackend, needs: SandboxNeeds) -> bool:
     try:
-        check_supported(needs, record.capabilities, record.name)
+        check_supported(needs, record.capabilities, record.name, record.lacks)
     except UnsupportedOperation:
         return False
     return True

@@ -56,6 +56,7 @@ def render(found: list[Finding]) -> str:
         record, verdict = finding.record, finding.verdict
         able = ", ".join(sorted(record.capabilities)) or "nothing beyond the basics"
         lines += ["", f"  {record.name}: {record.summary}", f"    can: {able}"]
+        lines += [f"    lacks: {name}, for {lack.reason}: {lack.hint}" for name, lack in sorted(record.lacks.items())]
         if verdict.reason:
             lines += _indented("why not automatic: " if verdict.ok else "why not: ", verdict.reason)
         if verdict.hint:

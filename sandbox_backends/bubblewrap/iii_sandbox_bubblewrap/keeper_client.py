@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import iii_sandbox_gate
 import trio
 
+import iii_sandbox_bubblewrap
 from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.sandbox.background import open_background
 from iii_core.sandbox.host_processes import ProcessRecords, spawn
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     from iii_sandbox_bubblewrap.policy import Settings
 
 _BOOTSTRAP = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_bubblewrap.keeper.service import main; main()"
+    "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); "
+    "from iii_sandbox_bubblewrap.keeper.service import main; main()"
 )
-_ROOT = str(Path(__file__).resolve().parent.parent)
+_ROOTS = json.dumps(
+    [str(Path(package.__path__[0]).resolve().parent) for package in (iii_sandbox_bubblewrap, iii_sandbox_gate)]
+)
 _STARTUP_TIMEOUT = 15.0  # sooner than a boot, which may wait for it
 _END_TIMEOUT = 10.0
 
@@ -167,7 +172,7 @@ async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEven
     with ours:
         with theirs:
             process = spawn(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOT, str(theirs.fileno()), json.dumps(told)],
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOTS, str(theirs.fileno()), json.dumps(told)],
                 pass_fds=(theirs.fileno(),),
                 stderr=2,
                 env={"PATH": context.environ.get("PATH", os.defpath)},

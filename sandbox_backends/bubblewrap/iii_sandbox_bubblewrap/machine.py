@@ -7,9 +7,10 @@ import socket
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
+from iii_sandbox_gate.plan import check_egress, plan_gate
 
 from iii_core.errors import SandboxError, UnsupportedOperation
 from iii_core.sandbox.host_processes import ProcessId
@@ -26,6 +27,8 @@ from iii_sandbox_bubblewrap.render import Boot, render_argv
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from iii_sandbox_gate.plan import GatePlan
 
     from iii_core.records import OpenContext
     from iii_core.sandbox.console import Console
@@ -50,7 +53,7 @@ class BubblewrapLauncher(Launcher):
     """See `Launcher`. A dead keeper is replaced when next needed."""
 
     name: ClassVar[str] = "bubblewrap"
-    capabilities: ClassVar[frozenset[Capability]] = policy.ROOT_CAPABILITIES  # `check` knows who we are
+    capabilities: ClassVar[frozenset[Capability]] = policy.ALL_CAPABILITIES  # `check` knows what this machine has
 
     def __init__(
         self,
@@ -87,6 +90,8 @@ class BubblewrapLauncher(Launcher):
                 hint="leave out the backend's setting `unprivileged`, or run iii as an ordinary user",
                 details={"backend": self.name, "capability": Capability.MOUNTS.value},
             )
+        if spec.egress is not None:
+            check_egress(spec.egress, self.name, self._context.environ)
         self._check_mounts(spec)
 
     def _check_mounts(self, spec: SandboxSpec) -> None:
@@ -149,6 +154,7 @@ class BubblewrapLauncher(Launcher):
         Raises:
             SandboxError: the keeper refused (the image cannot be mounted, say).
         """
+        plan = None if spec.egress is None else plan_gate(spec.egress, self._context.environ)
         groups = self._cgroups.create(spec.id, spec.limits)
         ours, theirs = socket.socketpair()
         boot = BubblewrapBoot(keeper.next_id(), ours, keeper, tidy=partial(self._cgroups.remove, groups))
@@ -171,6 +177,7 @@ class BubblewrapLauncher(Launcher):
                         pids=spec.limits.pids if "pids" not in self._cgroups.available else None,
                         shown=[str(resolved_source(mount)) for mount in spec.mounts],
                         targets=[mount.target for mount in spec.mounts],
+                        **_gate_fields(plan),
                     )
         except KeeperGone:
             ours.close()
@@ -191,6 +198,7 @@ class BubblewrapLauncher(Launcher):
             ranged=keeper.ranged,
             hidden=policy.existing(policy.PROC_HIDDEN),
             mounts=spec.mounts,
+            gate=spec.egress is not None,
         )
         return render_argv(boot)
 
@@ -245,6 +253,14 @@ class BubblewrapLauncher(Launcher):
         if self._keeper is None or not in_first_user_namespace():
             return False
         return (self._keeper.root if self._keeper.privileged else os.getuid()) == 0
+
+
+def _gate_fields(plan: GatePlan | None) -> dict[str, Any]:
+    """What the keeper is told of a gate."""
+    if plan is None:
+        return {"gate": None, "uplink": ()}
+    gate = {"nft": plan.nft, "rules": plan.rules, "resolv_conf": plan.resolv_conf}
+    return {"gate": gate, "uplink": plan.uplink}
 
 
 def _kernel() -> tuple[int, int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+from iii_sandbox_gate.needs import find_lack
 
 from iii_core import hookimpl
 from iii_core.records import Check, SandboxBackend
-from iii_core.sandbox.port import Isolation
-from iii_sandbox_bubblewrap.policy import CAPABILITIES, ROOT_CAPABILITIES, Settings, may_mount
+from iii_core.sandbox.port import Capability, Isolation
+from iii_sandbox_bubblewrap.policy import Settings, capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
 @hookimpl
 def iii_sandbox_backends() -> Iterable[SandboxBackend]:
     """Declare the ``bubblewrap`` backend."""
+    lack = find_lack(os.environ)
     yield SandboxBackend(
         name="bubblewrap",
         summary="Linux namespaces through bubblewrap: starts in milliseconds, shares the machine's kernel",
         isolation=Isolation.NAMESPACES,
         strength=20,
-        capabilities=ROOT_CAPABILITIES if may_mount() else CAPABILITIES,
+        capabilities=capabilities(lack),
+        lacks={Capability.EGRESS: lack} if lack else {},
         config=Settings,
         probe=_probe,
         open=_open,

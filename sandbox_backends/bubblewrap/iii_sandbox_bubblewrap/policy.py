@@ -11,7 +11,7 @@ import msgspec
 from iii_core.sandbox.port import Capability
 
 if TYPE_CHECKING:
-    from iii_core.sandbox.port import Limits
+    from iii_core.sandbox.port import Lack, Limits
 
 CAPABILITIES = frozenset(
     {
@@ -22,10 +22,12 @@ CAPABILITIES = frozenset(
         Capability.MOUNTS,
     }
 )
-"""What everybody may use. No network."""
+"""What everybody may use."""
 
 ROOT_CAPABILITIES = CAPABILITIES | {Capability.DISK_LIMIT}
 """What root may use: a layer with a size of its own is a file system in a file, which others may not mount."""
+
+ALL_CAPABILITIES = ROOT_CAPABILITIES | {Capability.EGRESS}
 
 DATA_DISK = "data.img"
 FOREIGN_ID_BASE = 0x70000000
@@ -71,6 +73,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         if not 1 <= self.id_base <= 0xFFFE0000:
             raise ValueError("id_base must be between 1 and 0xfffe0000")
+
+
+def capabilities(lack: Lack | None) -> frozenset[Capability]:
+    """What this user may use on this machine; ``lack`` is what gates miss (`iii_sandbox_gate.needs`), if anything."""
+    able = ROOT_CAPABILITIES if may_mount() else CAPABILITIES
+    return able if lack else able | {Capability.EGRESS}
 
 
 def may_mount() -> bool:

@@ -26,6 +26,7 @@ class Boot:
         ranged: the agent may switch to other users of the sandbox.
         hidden: files below /proc that read as empty.
         mounts: folders of the machine; the keeper has each of them ready by its number.
+        gate: bwrap is in the network namespace of a gate already (`iii_sandbox_gate`).
     """
 
     hostname: str
@@ -33,6 +34,7 @@ class Boot:
     ranged: bool
     hidden: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
+    gate: bool = False
 
 
 def render_argv(boot: Boot) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def render_argv(boot: Boot) -> tuple[str, ...]:
     options: list[tuple[str, ...]] = [
         ("--unshare-ipc",),
         ("--unshare-pid",),
-        ("--unshare-net",),
+        *(() if boot.gate else (("--unshare-net",),)),
         ("--unshare-uts",),
         ("--unshare-cgroup-try",),
         ("--die-with-parent",),

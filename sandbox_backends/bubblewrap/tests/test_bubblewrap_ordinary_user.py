@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import iii_sandbox_bubblewrap
+import iii_sandbox_gate
 import iii_sandbox_guest
 import pytest
 
@@ -36,7 +37,7 @@ Results = dict[str, str | None]
 @pytest.fixture(scope="module")
 def results(image: RootImage) -> Iterator[Callable[[str], Results]]:
     folder = Path(tempfile.mkdtemp(prefix="iii-ordinary-"))  # pytest's own folders are private to root
-    packages = (iii_core, iii_sandbox_bubblewrap, iii_sandbox_guest)
+    packages = (iii_core, iii_sandbox_bubblewrap, iii_sandbox_gate, iii_sandbox_guest)
     shown = {sys.base_prefix, sys.prefix, str(HERE), *(package.__path__[0] for package in packages)}
     known: dict[str, Results] = {}
 

@@ -102,7 +102,10 @@ def test_what_cannot_be_had_leaves_the_running_worker_as_it_was(project: IIIProj
     project.start()
     before = project.wait_running()
     for block, told in (
-        ("pids: 100\nnetwork: egress", "[W236] config.yaml:7: worker 'math-worker': the sandbox backend bubblewrap"),
+        (
+            "network: egress\nbackend: cloud-hypervisor",
+            "[W236] config.yaml:7: worker 'math-worker': the sandbox backend cloud-hypervisor",
+        ),
         ("backend: bublewrap", "[W212] config.yaml:7: worker 'math-worker': there is no sandbox backend 'bublewrap'"),
         ("pids: 100\nmemroy: 5", "[W132] config.yaml:8: unknown key 'memroy'"),
     ):
@@ -132,7 +135,7 @@ def test_add_refuses_what_cannot_be_run_and_writes_nothing(
 ) -> None:
     project.config.write_text(
         f"workers:\n  - name: iii-worker-manager\n    config: {{port: {project.port}}}\n"
-        "sandbox:\n  backend: bubblewrap\n  network: egress\n"
+        "sandbox:\n  backend: cloud-hypervisor\n  network: egress\n"
     )
     before = project.config.read_text()
     if running:

@@ -6,5 +6,6 @@ is ever mounted on the machine itself, so nothing has to be swept: a namespace's
 the keeper's parent-death signal ends it with the sandbox host.
 
 It must be single-threaded (``unshare(2)``, CLONE_NEWUSER) and it forks without exec'ing Python again, so it imports the
-standard library only and knows no event loop: one ``select`` over the driver's socket, SIGCHLD and bwrap's info pipes.
+standard library, and what of a gate needs no more, and knows no event loop: one ``select`` over the driver's socket,
+SIGCHLD and bwrap's info pipes.
 """

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from iii_sandbox_gate.namespace import enter_gate
+
 from iii_sandbox_bubblewrap.keeper import linux
 
 if TYPE_CHECKING:
@@ -36,12 +38,22 @@ MOUNT_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
+class Gate:
+    """The network of a sandbox that has one; see `iii_sandbox_gate.plan`."""
+
+    nft: str
+    rules: str
+    resolv_conf: str
+
+
+@dataclass(frozen=True)
 class BootPlan:
     """What the driver decided; see `iii_sandbox_bubblewrap.render`.
 
     ``argv`` is bwrap's command line, whose descriptor numbers count from `FIRST_FD` in the order of ``descriptors``;
     ``disk`` is the file system in a file that ``writable`` has if it has a size of its own;
-    ``shown`` are folders of the machine by their real paths, ``targets`` the places in the root that they get.
+    ``shown`` are folders of the machine by their real paths, ``targets`` the places in the root that they get;
+    ``gate`` is None for a sandbox without a network, which bwrap gives a namespace of its own.
     """
 
     bwrap: str
@@ -57,6 +69,7 @@ class BootPlan:
     pids: int | None
     shown: tuple[str, ...]
     targets: tuple[str, ...]
+    gate: Gate | None
 
 
 FIRST_FD = 10
@@ -90,6 +103,8 @@ def become_bwrap(plan: BootPlan, console: int, descriptors: tuple[int, ...], ent
 
 def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
     linux.unshare(linux.CLONE_NEWNS)
+    if plan.gate is not None:  # ours, not the sandbox's: nobody in there has any right over it
+        enter_gate(plan.gate.nft, plan.gate.rules)
     with _stage(plan) as layers:
         linux.mount("overlay", ROOT, "overlay", linux.MS_NODEV | linux.MS_NOSUID, layers)
     linux.unshare(linux.CLONE_NEWUSER)
@@ -99,7 +114,7 @@ def _set_up(plan: BootPlan, enter: Callable[[], None]) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     _forbid_user_namespaces()
-    _prepare_root(plan.hosts, plan.targets)
+    _prepare_root(plan)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if plan.pids is not None:
         resource.setrlimit(resource.RLIMIT_NPROC, (plan.pids, plan.pids))
@@ -179,7 +194,7 @@ def _forbid_user_namespaces() -> None:
             raise
 
 
-def _prepare_root(hosts: str, targets: tuple[str, ...]) -> None:
+def _prepare_root(plan: BootPlan) -> None:
     """Make sure that every mount point is a real directory, whatever the image or its last run left there.
 
     bwrap resolves mount points through symbolic links, and an image could aim those at the old root. So links are
@@ -192,10 +207,12 @@ def _prepare_root(hosts: str, targets: tuple[str, ...]) -> None:
         _require(root, "etc", stat.S_ISDIR, lambda name: os.mkdir(name, 0o755, dir_fd=root))
         etc = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
         try:
-            _write_hosts(etc, hosts)
+            _write_hosts(etc, plan.hosts)
+            if plan.gate is not None:
+                _replace(etc, "resolv.conf", plan.gate.resolv_conf)
         finally:
             os.close(etc)
-        for target in targets:
+        for target in plan.targets:
             _make_target(root, target)
     finally:
         os.close(root)
@@ -237,11 +254,21 @@ def _write_hosts(etc: int, hosts: str) -> None:
         found = None
     if found is not None and stat.S_ISREG(found.st_mode) and found.st_size:
         return
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink("hosts", dir_fd=etc)
-    descriptor = os.open("hosts", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=etc)
+    _replace(etc, "hosts", hosts)
+
+
+def _replace(etc: int, name: str, text: str) -> None:
+    """Write a file in /etc instead of whatever the image has there; where a link led is nothing of ours."""
     try:
-        os.write(descriptor, hosts.encode())
+        os.unlink(name, dir_fd=etc)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        raise OSError(f"/etc/{name} is a folder in the image, and must be a file") from None
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=etc)
+    try:
+        os.fchmod(descriptor, 0o644)
+        os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)
 

@@ -29,8 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iii_sandbox_gate.namespace import READY_TIMEOUT
+
 from iii_sandbox_bubblewrap.keeper import linux, wire
-from iii_sandbox_bubblewrap.keeper.boot import BootPlan, become_bwrap
+from iii_sandbox_bubblewrap.keeper.boot import BootPlan, Gate, become_bwrap
 from iii_sandbox_bubblewrap.keeper.identity import (
     RANGE,
     IdMap,
@@ -40,6 +42,7 @@ from iii_sandbox_bubblewrap.keeper.identity import (
 )
 from iii_sandbox_bubblewrap.keeper.images import ImageMounts, MountFailed
 from iii_sandbox_bubblewrap.keeper.removal import remove_tree
+from iii_sandbox_bubblewrap.keeper.uplinks import Uplinks
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -84,6 +87,7 @@ class Keeper:
         self._privileged = privileged
         self._boots: dict[int, _Boot] = {}
         self._removals: dict[int, _Removal] = {}
+        self._uplinks = Uplinks()
         self._poll = select.poll()
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, _woken)
@@ -156,10 +160,11 @@ class Keeper:
             pids=request["pids"],
             shown=tuple(request["shown"]),
             targets=tuple(request["targets"]),
+            gate=Gate(**request["gate"]) if request["gate"] else None,
         )
         info_read, info_write = os.pipe2(os.O_CLOEXEC)
         try:
-            monitor = self._fork_boot(plan, console, (info_write, *inherited), idmap, tuple(request["cgroups"]))
+            monitor = self._fork_boot(plan, console, (info_write, *inherited), idmap, request)
         except BaseException:
             os.close(info_read)
             raise
@@ -176,9 +181,12 @@ class Keeper:
         self._send({"boot": boot.number, "role": role}, boot.pidfds[pid])
 
     def _fork_boot(
-        self, plan: BootPlan, console: int, inherited: tuple[int, ...], idmap: IdMap, cgroups: tuple[str, ...]
+        self, plan: BootPlan, console: int, inherited: tuple[int, ...], idmap: IdMap, request: dict[str, Any]
     ) -> int:
-        """Fork the child, and give it its ids and cgroup when it has entered its user namespace."""
+        """Fork the child, and give it its ids, cgroup and uplink when it has entered its namespaces.
+
+        It goes on when it is told to: by us, or by the uplink once that is up.
+        """
         ours, theirs = socket.socketpair()
         with ours, theirs:
             pid = os.fork()
@@ -188,22 +196,28 @@ class Keeper:
 
                 def enter() -> None:
                     theirs.sendall(b"1")
+                    theirs.settimeout(READY_TIMEOUT)
                     if not theirs.recv(1):
-                        raise OSError("the namespace keeper refused the id maps")
+                        what = "the uplink of its network did not come up" if plan.gate else "its id maps were refused"
+                        raise OSError(what)
 
                 become_bwrap(plan, console, inherited, enter)
             theirs.close()
             if ours.recv(1):
                 try:
-                    for cgroup in cgroups:
+                    for cgroup in request["cgroups"]:
                         Path(f"{cgroup}/cgroup.procs").write_text(str(pid), encoding="ascii")
                     idmap.write(pid)
+                    if plan.gate is not None:
+                        ready = ours.fileno()
+                        self._uplinks.start(request["id"], request["uplink"], pid, ready=ready, console=console)
                 except OSError:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
                     raise
-                with contextlib.suppress(BrokenPipeError):
-                    ours.sendall(b"1")
+                if plan.gate is None:
+                    with contextlib.suppress(BrokenPipeError):
+                        ours.sendall(b"1")
         return pid
 
     def _read_info(self, descriptor: int) -> None:
@@ -274,7 +288,8 @@ class Keeper:
         ended = [boot for boot in self._boots.values() if boot.status is not None]
         if ended and not self._kill_orphans():  # else their end wakes us again
             for boot in ended:
-                self._finish(boot)
+                if self._uplinks.end(boot.number):
+                    self._finish(boot)
 
     def _kill_orphans(self) -> list[int]:
         """Kill what a bwrap that was killed left behind: it is ours now, and we know all other children of ours.
@@ -282,7 +297,8 @@ class Keeper:
         Its agent is among them, whether or not bwrap came to tell its number.
         """
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-        known = {boot.monitor for boot in self._boots.values()} | self._removals.keys() | self._images.servers()
+        known = {boot.monitor for boot in self._boots.values()} | self._removals.keys()
+        known |= self._images.servers() | self._uplinks.processes()
         orphans = [pid for pid in map(int, children) if pid not in known]
         for pid in orphans:  # unreaped children of ours: their numbers can't be anybody else's
             os.kill(pid, signal.SIGKILL)
@@ -293,7 +309,7 @@ class Keeper:
             problem = {"error": "the writable layer could not be deleted; see the sandbox host's log"}
             for number in self._removals.pop(pid).requests:
                 self._send({"id": number, **(problem if status else {})})
-        elif not self._images.server_ended(pid, status):
+        elif not self._images.server_ended(pid, status) and not self._uplinks.reaped(pid, status):
             for boot in self._boots.values():
                 if boot.monitor == pid:
                     boot.status = status
