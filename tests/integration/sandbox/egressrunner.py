@@ -1,4 +1,4 @@
-"""Runs commands in sandboxes, as an engine would; for `test_egress`, which runs this on a machine of its own world.
+"""Runs commands in a sandbox, all at once, as an engine would; for `test_egress`, which runs this on a machine of its own world.
 
 usage: egressrunner.py FOLDER, with JSON on stdin::
 
@@ -20,6 +20,7 @@ import trio
 
 from iii_core.errors import IIIError
 from iii_core.records import OpenContext
+from iii_core.sandbox.agent import Agent
 from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.sandbox.port import Egress, Limits, RootImage, SandboxSpec
 from iii_core.testing.sandbox_harness import agent_of, run
@@ -43,13 +44,17 @@ async def run_all(folder: Path, wish: dict[str, Any]) -> list[tuple[int, str]]:
         driver = await host.driver(wish["backend"])
         await driver.create(spec)
         await driver.start("box")
-        results: list[tuple[int, str]] = []
-        async with agent_of(driver, "box") as agent:
-            for command in wish["commands"]:
-                status, printed = await run(agent, command)
-                results.append((status.as_shell(), printed))
+        results: dict[int, tuple[int, str]] = {}
+
+        async def run_one(agent: Agent, number: int) -> None:
+            status, printed = await run(agent, wish["commands"][number])
+            results[number] = (status.as_shell(), printed)
+
+        async with agent_of(driver, "box") as agent, trio.open_nursery() as nursery:
+            for number in range(len(wish["commands"])):
+                nursery.start_soon(run_one, agent, number)
         await driver.destroy("box", keep_writable=False)
-        return results
+        return [results[number] for number in sorted(results)]
 
 
 def main() -> None:
