@@ -68,6 +68,15 @@ async def _answer(stream: trio.abc.Stream, decoder: Decoder, ours: Hello, before
                 decoder.desynchronise()  # left over from an earlier connection, or planted in what it carried
 
 
+def render_knock() -> bytes:
+    """A `HELLO` of an epoch that nobody takes up: its answer says that the guest agent runs. Leave that to be read.
+
+    The agent answers any epoch, and whoever shakes hands afterwards discards what is of another one
+    (``docs/protocol/link.md``, "HELLO and resynchronisation", 4 and 5).
+    """
+    return _hello(secrets.randbits(64) or 1, 0, LinkLimits()).encode()
+
+
 def _hello(epoch: int, peer_epoch: int, limits: LinkLimits) -> Hello:
     return Hello(
         epoch=epoch,

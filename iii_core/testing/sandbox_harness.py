@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,9 +148,9 @@ class SandboxesUnderTest:
         return len(parts) < 5 or parts[4] in self._ids
 
 
-def descendants(root: int) -> list[str]:
-    """``pid name`` of all processes below one, zombies too; read from ``/proc``, whatever anybody reports."""
-    children: dict[int, list[tuple[int, str]]] = {}
+def descendants(root: int, *, zombies: bool = True) -> list[str]:
+    """``pid name`` of all processes below one, also those that wait to be reaped; read from ``/proc``."""
+    children: dict[int, list[tuple[int, str, bool]]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
@@ -159,12 +159,14 @@ def descendants(root: int) -> list[str]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         name, _, rest = stat.partition("(")[2].rpartition(")")
-        children.setdefault(int(rest.split()[1]), []).append((int(entry.name), name))
+        state, parent, *_ = rest.split()
+        children.setdefault(int(parent), []).append((int(entry.name), name, state == "Z"))
     found: list[str] = []
     waiting = [root]
     while waiting:
-        for pid, name in children.get(waiting.pop(), []):
-            found.append(f"{pid} {name}")
+        for pid, name, is_zombie in children.get(waiting.pop(), []):
+            if zombies or not is_zombie:
+                found.append(f"{pid} {name}")
             waiting.append(pid)
     return found
 
@@ -197,8 +199,8 @@ def _paths_below(folder: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def nothing_left(under_test: SandboxesUnderTest) -> AsyncGenerator[None]:
-    """The block leaves the machine as it was, a moment later at most."""
-    before = under_test.snapshot()
+    """The block leaves the machine as it was, a moment later at most; but who had ended before may be reaped."""
+    before = replace(under_test.snapshot(), processes=frozenset(descendants(os.getpid(), zombies=False)))
     yield
     deadline = trio.current_time() + SETTLING
     while (left := under_test.changed(before)) and trio.current_time() < deadline:  # noqa: ASYNC110

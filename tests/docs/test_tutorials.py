@@ -18,6 +18,7 @@ from iii_core.records import OpenContext, RegistryResolver, SandboxBackend, Tran
 from iii_core.testing import transport_kit
 from iii_core.transport.port import MessageTransport
 from iiitools.tutorials import GUIDE, install_tutorial, tutorial_files
+from iiitools.worktree import ROOT, source_files
 
 MAX_LINES = 200
 
@@ -52,9 +53,20 @@ def test_every_python_block_compiles() -> None:
         compile(tutorial_files()[name], f"{GUIDE.name}:{name}", "exec")
 
 
+@pytest.mark.parametrize("name", [name for name in tutorial_files() if name.startswith("examples/")])
+def test_the_example_is_what_the_guide_shows(name: str) -> None:
+    assert tutorial_files()[name] == (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_nothing_of_the_example_is_left_out() -> None:
+    shown = {name for name in tutorial_files() if name.startswith("examples/iii-sandbox-mine/")}
+    sources = source_files(".py", ".toml", below=ROOT / "examples" / "iii-sandbox-mine")
+    assert shown == {str(path.relative_to(ROOT)) for path in sources if path.stat().st_size}
+
+
 def test_the_sandbox_backend_is_short_and_is_found(install: Install) -> None:
-    code = [text for name, text in tutorial_files().items() if name.startswith("iii-sandbox-mine/iii_")]
-    assert sum(len(text.splitlines()) for text in code) <= MAX_LINES
+    files = source_files(".py", below=ROOT / "examples" / "iii-sandbox-mine")
+    assert 50 < sum(len(path.read_text().splitlines()) for path in files) <= MAX_LINES
     host = install("iii-sandbox-mine")
     record = next(item.record for item in host.declared(SandboxBackend) if item.record.name == "mine")
     assert isinstance(record, SandboxBackend)

@@ -24,8 +24,8 @@ def tutorial_files(document: Path = GUIDE) -> dict[str, str]:
 
 def install_tutorial(name: str, site: Path) -> Path:
     """Put one distribution of the guide into ``site``, a folder for ``sys.path``, as an installer would."""
-    prefix = f"{name}/"
-    files = {path.removeprefix(prefix): text for path, text in tutorial_files().items() if path.startswith(prefix)}
+    named = {path.removeprefix("examples/"): text for path, text in tutorial_files().items()}
+    files = {path.removeprefix(f"{name}/"): text for path, text in named.items() if path.startswith(f"{name}/")}
     project = tomllib.loads(files.pop("pyproject.toml"))["project"]
     for path, text in files.items():
         target = site / path
