@@ -183,6 +183,11 @@ class MuxStream:
         """Whether this side has closed it."""
         return self._closed_here
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether the peer has closed it; what it sent before may still wait to be received."""
+        return self._closed is not None
+
     # --- for the mux ---
 
     def handle(self, frame: Frame) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +31,7 @@ from iii_core.link.limits import LinkLimits
 from iii_core.link.mux import Closed, Message, Mux, MuxStream, Role, open_mux
 from iii_core.link.nursery import open_service_nursery
 from iii_core.sandbox import agent_wire as wire
+from iii_core.sandbox.agent_connections import Connections, ServeTunnel
 from iii_core.sandbox.agent_process import AgentProcess
 from iii_core.sandbox.agent_tunnel import Traffic, TunnelStream, dial
 from iii_core.sandbox.agent_wire import (
@@ -50,13 +51,12 @@ __all__ = [
     "ExitStatus",
     "ProcessSpec",
     "SandboxStats",
+    "ServeTunnel",
     "TerminalSize",
     "open_agent",
 ]
 
-MAX_TUNNELS: Final = 200
 ENTROPY_BYTES: Final = 64
-ServeTunnel = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +84,15 @@ class Agent:
     ``ready`` is what it said of itself, ``traffic`` counts what goes through its tunnels and dialled connections.
     """
 
-    def __init__(self, mux: Mux, control: MuxStream, ready: Ready, timeouts: AgentTimeouts) -> None:
+    def __init__(
+        self, mux: Mux, control: MuxStream, ready: Ready, timeouts: AgentTimeouts, connections: Connections
+    ) -> None:
         self._mux = mux
         self._control = control
         self._timeouts = timeouts
+        self._connections = connections
         self.ready = ready
-        self.traffic = Traffic()
+        self.traffic = connections.traffic
         self._last_token = 0
         self._answers: dict[int, StatsAnswer | None] = {}  # None while it is waited for
 
@@ -101,6 +104,29 @@ class Agent:
         """
         payload = wire.encode_process(spec)
         return await self._begin(repr(spec.argv[0]), payload)
+
+    async def adopt(self, key: str) -> AgentProcess:
+        """Take over a process that was released under ``key``, over this link or an earlier one of the same sandbox.
+
+        Its output goes on where it was left, and if it has ended meanwhile, that is told. Raises as `spawn` does
+        (errno ESRCH: no process is kept under that key), and `UnsupportedOperation`. When cancelled, it may have been
+        killed.
+        """
+        self._require(wire.Feature.ADOPT, "hand over its processes")
+        return await self._begin(f"the process kept as {key!r}", wire.encode_adopt(key))
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether `AgentProcess.release` and `adopt` are known inside."""
+        return bool(self.ready.features & wire.Feature.ADOPT)
+
+    async def hold_connections(self, patience: float) -> None:
+        """Cut all tunnels, and claim none until `let_in_connections`; see `Connections.hold`."""
+        await self._connections.hold(patience)
+
+    def let_in_connections(self) -> None:
+        """Serve the connections that were held back. Not a checkpoint."""
+        self._connections.let_in()
 
     async def copy_out(self, path: str, *, uid: int | None = None, gid: int | None = None) -> AgentProcess:
         """Pack a file or a folder inside: the archive is channel 1 of its output, complaints are channel 2.
@@ -257,8 +283,9 @@ async def open_agent(
                 ready = await _receive_ready(control)
         except trio.TooSlowError:
             raise _boot_timeout(timeouts) from None
-        agent = Agent(mux, control, ready, timeouts)
-        nursery.start_soon(_serve_control, control, mux, serve_tunnel, agent)
+        connections = Connections(mux, serve_tunnel, Traffic(), nursery)
+        agent = Agent(mux, control, ready, timeouts, connections)
+        nursery.start_soon(_serve_control, control, mux, agent, connections)
         yield agent
 
 
@@ -283,36 +310,17 @@ async def _receive_ready(control: MuxStream) -> Ready:
     return ready
 
 
-async def _serve_control(control: MuxStream, mux: Mux, serve_tunnel: ServeTunnel, agent: Agent) -> None:
-    """Open a tunnel for each connection that the agent announces, until the link ends.
-
-    At most `MAX_TUNNELS`: streams are left for processes. Further ones wait in the sandbox, for as long as the agent
-    lets them.
-    """
-    slots = trio.Semaphore(MAX_TUNNELS)
-    async with trio.open_nursery() as tunnels:
-        try:
-            while not isinstance(item := await control.receive(), Closed):
-                message = wire.decode_control_message(item.payload) if isinstance(item, Message) else None
-                if isinstance(message, StatsAnswer):
-                    agent.on_answer(message)
-                if isinstance(message, Connection):
-                    await slots.acquire()
-                    tunnels.start_soon(_serve_connection, mux, message, serve_tunnel, slots, agent.traffic)
-        except LinkError as error:
-            mux.fail(error)
-
-
-async def _serve_connection(
-    mux: Mux, connection: Connection, serve_tunnel: ServeTunnel, slots: trio.Semaphore, traffic: Traffic
-) -> None:
+async def _serve_control(control: MuxStream, mux: Mux, agent: Agent, connections: Connections) -> None:
+    """Take what the agent says by itself, until the link ends."""
     try:
-        async with TunnelStream(await mux.open(wire.encode_tunnel(connection.id)), connection.port, traffic) as tunnel:
-            await serve_tunnel(tunnel)
-    except* (LinkError, trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    finally:
-        slots.release()
+        while not isinstance(item := await control.receive(), Closed):
+            message = wire.decode_control_message(item.payload) if isinstance(item, Message) else None
+            if isinstance(message, StatsAnswer):
+                agent.on_answer(message)
+            if isinstance(message, Connection):
+                await connections.announced(message)
+    except LinkError as error:
+        mux.fail(error)
 
 
 def _boot_timeout(timeouts: AgentTimeouts) -> BootTimeout:

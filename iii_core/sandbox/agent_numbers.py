@@ -13,11 +13,13 @@ class Kind(enum.IntEnum):
     TUNNEL = 3
     COPY = 4
     DIAL = 5
+    ADOPT = 6
     STARTED = 16
     SPAWN_ERROR = 17
     EXIT = 18
     SIGNAL = 19
     RESIZE = 20
+    RELEASE = 21
     READY = 32
     CONNECTION = 33
     POWER_OFF = 34
@@ -34,6 +36,7 @@ class Feature(enum.IntFlag):
     COPY = 1 << 1
     STATS = 1 << 2
     DIAL = 1 << 3
+    ADOPT = 1 << 4
 
 
 class Direction(enum.IntEnum):
@@ -79,3 +82,4 @@ class Tag(enum.IntEnum):
     PROCESSES = 29
     DISK_USED = 30
     DISK_SIZE = 31
+    KEY = 32

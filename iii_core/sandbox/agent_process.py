@@ -1,4 +1,4 @@
-"""A program that the guest agent runs, as the host sees it (``docs/protocol/agent.md``, "PROCESS" and "COPY")."""
+"""A program that the guest agent runs, as the host sees it (``docs/protocol/agent.md``, "PROCESS", "COPY", "ADOPT")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STDERR: Final = 2
 
 
 class AgentProcess:
-    """A program that was started in a sandbox. Obtained from `Agent.spawn`.
+    """A program that was started in a sandbox. Obtained from `Agent.spawn` or `Agent.adopt`.
 
     One task may send, another receive; `wait`, `signal`, `resize` and `kill` may be called from any. All are
     checkpoints. All raise `LinkError` when the link has ended and the process is not known to have.
@@ -31,6 +31,7 @@ class AgentProcess:
         self._started: Started | None = None
         self._failure: SpawnFailure | None = None
         self._status: ExitStatus | None = None
+        self._release_asked = False
 
     @property
     def pid(self) -> int:
@@ -42,6 +43,11 @@ class AgentProcess:
     def status(self) -> ExitStatus | None:
         """How it ended, if it has."""
         return self._status
+
+    @property
+    def released(self) -> bool:
+        """Whether the agent keeps it for `Agent.adopt`, and this object has nothing to do with it any more."""
+        return self._release_asked and self._status is None and self._open_stream.is_ended
 
     async def send_stdin(self, data: bytes) -> None:
         """Send input; waits while the process does not read. What an ended process no longer reads is dropped.
@@ -65,8 +71,8 @@ class AgentProcess:
     async def receive_output(self) -> tuple[int, bytes] | None:
         """The next piece of output as (channel, bytes): 1 is stdout or the terminal, 2 stderr. None at the end.
 
-        All that the process wrote before it ended comes before None. After `kill` there is only None. Nothing is lost
-        when this is cancelled.
+        All that the process wrote before it ended, or was released, comes before None. After `kill` there is only None.
+        Nothing is lost when this is cancelled.
         """
         while True:
             try:
@@ -78,7 +84,7 @@ class AgentProcess:
                     return channel, data
                 case Eof(channel=channel) if channel in (STDOUT, STDERR):
                     pass
-                case Closed() if self._status is not None:
+                case Closed() if self._status is not None or self._release_asked:
                     return None
                 case _:
                     self._mux.fail(LinkError(f"the guest agent sent {type(item).__name__} out of order on a process"))
@@ -104,6 +110,17 @@ class AgentProcess:
         await self._open_stream.until(lambda: self._status is not None)
         assert self._status is not None
         return self._status
+
+    async def release(self, key: str) -> bool:
+        """Let the agent keep the process, with what it writes from now on, for `Agent.adopt`.
+
+        Only for a process without input and terminal. True once it is kept; False if it has ended instead. What it
+        wrote before is still received. Cancelled, it may or may not be kept: `released` comes to tell.
+        """
+        self._release_asked = True
+        await self._send(wire.encode_release(key))
+        await self._open_stream.until(lambda: self._status is not None or self._open_stream.is_ended)
+        return self.released
 
     async def kill(self) -> None:
         """SIGKILL to its process group, and drop its output. `wait` then gives the status. Idempotent.

@@ -18,6 +18,7 @@ from iii_core.sandbox.agent_numbers import Tag as Tag
 
 VERSION: Final = 1
 MAX_TEXT: Final = 1024
+MAX_KEY: Final = 64
 _FIELD: Final = struct.Struct("<HI")
 _NUMBER: Final = struct.Struct("<Q")
 
@@ -219,6 +220,16 @@ def encode_signal(number: int) -> bytes:
     return encode(Kind.SIGNAL, [(Tag.SIGNAL, number)])
 
 
+def encode_release(key: str) -> bytes:
+    """A message to a process. Raises `UsageError` for a key that is none: 1 … 64 bytes."""
+    return encode(Kind.RELEASE, [(Tag.KEY, _key(key))])
+
+
+def encode_adopt(key: str) -> bytes:
+    """`OPEN` of a process that was released under ``key``."""
+    return encode(Kind.ADOPT, [(Tag.KEY, _key(key))])
+
+
 def encode_power_off(grace: float) -> bytes:
     """A message on the control stream."""
     return encode(Kind.POWER_OFF, [(Tag.GRACE_MS, _milliseconds(grace))])
@@ -254,6 +265,12 @@ def _size(size: TerminalSize) -> list[Field]:
 
 def _milliseconds(seconds: float) -> int:
     return max(0, min(2**31 - 1, round(seconds * 1000)))
+
+
+def _key(key: str) -> str:
+    if not 1 <= len(key.encode(errors="surrogateescape")) <= MAX_KEY:
+        raise UsageError(f"a process is kept under a key of 1 to {MAX_KEY} bytes, not {key!r}")
+    return _text("key", key)
 
 
 def _text(what: str, value: str) -> str:

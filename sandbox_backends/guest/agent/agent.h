@@ -41,6 +41,7 @@ struct agent {
 /* OPEN of each kind of stream; bytes come after the kind. False for a violation. */
 bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
+bool adopt_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool copy_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool tunnel_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
 bool dial_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size);
@@ -54,10 +55,11 @@ bool processes_have_streams(const struct agent *a);
 int dial_connect(uint16_t port, int family, bool *connecting);
 
 /* tunnel.c */
-int tunnel_listen(struct agent *a, uint16_t port, int family); /* 0 or an errno */
-void tunnel_close_listeners(struct agent *a);
+int tunnel_listen(struct agent *a, uint16_t port, int family); /* 0 or an errno; one that is there is kept */
+void tunnel_listeners_keep(struct agent *a);  /* an epoch is over: those of the next configuration stay */
+void tunnel_listeners_close(struct agent *a, bool all); /* or those that were not asked for again */
 void tunnel_adopt(struct agent *a, struct stream *s, int fd, bool connecting, uint16_t other_port); /* of the host's */
-void tunnel_announce(struct agent *a); /* the control stream has message credit again */
+void tunnel_announce(struct agent *a); /* the control stream is there, or has message credit again */
 
 /* stats.c: the fields of STATS */
 void stats_add(const struct agent *a, struct payload *p);

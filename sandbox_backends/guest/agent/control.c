@@ -106,7 +106,10 @@ static void control_closed(struct stream *s) { stream_close(s, ""); }
 static void control_gone(struct stream *s) {
     struct agent *a = s->owner;
     a->control = NULL;
-    tunnel_close_listeners(a);
+    if (s->close_received)
+        tunnel_listeners_close(a, true);
+    else
+        tunnel_listeners_keep(a);
 }
 
 static const struct stream_ops CONTROL_OPS = {
@@ -129,7 +132,7 @@ bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
     struct payload ready;
     payload_begin(&ready, MESSAGE_READY);
     payload_number(&ready, TAG_VERSION, AGENT_VERSION);
-    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME | FEATURE_COPY | FEATURE_STATS | FEATURE_DIAL);
+    payload_number(&ready, TAG_FEATURES, FEATURE_RESUME | FEATURE_COPY | FEATURE_STATS | FEATURE_DIAL | FEATURE_ADOPT);
     payload_number(&ready, TAG_PID, (uint64_t)getpid());
     struct fields f = {.next = bytes, .end = bytes + size};
     enum field field;
@@ -147,6 +150,7 @@ bool control_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
         return false;
     }
     stream_send(s, &ready);
+    tunnel_listeners_close(a, false);
     tunnel_announce(a);
     return true;
 }

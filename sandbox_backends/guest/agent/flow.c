@@ -33,6 +33,12 @@ void source_stop(struct source *s) {
     s->stream = NULL;
 }
 
+void source_detach(struct source *s) {
+    bool ended = s->ended;
+    source_stop(s);
+    s->ended = ended;
+}
+
 static void end_source(struct source *s, int error) {
     source_stop(s);
     s->end(s, error);

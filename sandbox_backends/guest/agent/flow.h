@@ -26,6 +26,7 @@ struct source {
 /* Start; s is zeroed but for end, dry and owner. */
 void source_start(struct source *s, struct stream *stream, uint8_t channel, int fd);
 void source_stop(struct source *s); /* without calling end */
+void source_detach(struct source *s); /* from its stream; source_start gives it another, unless it has ended */
 
 /* The descriptor may have something to read. */
 void source_ready(struct source *s);

@@ -24,6 +24,8 @@ static bool stream_opened(struct link *l, struct stream *s, const uint8_t *bytes
         return process_open(a, s, bytes + 1, size - 1);
     case KIND_COPY:
         return copy_open(a, s, bytes + 1, size - 1);
+    case KIND_ADOPT:
+        return adopt_open(a, s, bytes + 1, size - 1);
     case KIND_DIAL:
         return dial_open(a, s, bytes + 1, size - 1);
     case KIND_TUNNEL:

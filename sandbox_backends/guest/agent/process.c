@@ -16,6 +16,8 @@ enum {
     TERMINAL_REST = 256 << 10, /* more than a terminal can hold */
 };
 
+const uint8_t PROCESS_CHANNEL[2] = {CHANNEL_OUT, CHANNEL_ERR};
+
 /* --- the end --- */
 
 static void close_streams(struct process *p) {
@@ -31,7 +33,7 @@ static void close_streams(struct process *p) {
 }
 
 static void free_if_over(struct process *p) {
-    if (p->stream != NULL || !p->reaped || p->over)
+    if (p->stream != NULL || p->key != NULL || !p->reaped || p->over)
         return;
     p->over = true;
     close_streams(p);
@@ -69,6 +71,8 @@ static void exit_when_drained(struct process *p) {
 static void drain(struct process *p) {
     p->state = DRAINING;
     loop_stop_timer(&p->agent->loop, &p->timer);
+    if (p->key != NULL)
+        return; /* whoever adopts it will hear of it */
     for (int i = 0; i < 2; i++) {
         struct source *source = &p->sources[i];
         int readable = 0;
@@ -211,17 +215,24 @@ void process_send_spawn_error(struct stream *s, int error, const char *text) {
     stream_close(s, "");
 }
 
-static void started(struct process *p) {
-    p->state = RUNNING;
+static void send_started(struct process *p) {
     struct payload message;
     payload_begin(&message, MESSAGE_STARTED);
     payload_number(&message, TAG_PID, (uint64_t)p->pid);
+    stream_send(p->stream, &message);
+}
+
+static void started(struct process *p) {
+    p->state = RUNNING;
     if (p->stream != NULL)
-        stream_send(p->stream, &message);
-    else
-        payload_free(&message);
+        send_started(p);
     for (int i = 0; i < 2; i++)
         source_ready(&p->sources[i]);
+}
+
+static void forget_key(struct process *p) {
+    free(p->key);
+    p->key = NULL;
 }
 
 void process_failure_ready(struct watch *w, uint32_t events) {
@@ -239,8 +250,10 @@ void process_failure_ready(struct watch *w, uint32_t events) {
     p->state = DONE;
     close_streams(p);
     failure.text[sizeof failure.text - 1] = 0;
+    forget_key(p); /* there is nothing to adopt */
     if (p->stream != NULL)
         process_send_spawn_error(p->stream, failure.error, failure.text);
+    free_if_over(p);
 }
 
 void process_abandon(struct process *p) {
@@ -248,4 +261,48 @@ void process_abandon(struct process *p) {
     p->sink.stream = NULL;
     p->stream = NULL;
     free_if_over(p);
+}
+
+/* --- from host to host --- */
+
+bool process_release(struct process *p, char *key) {
+    if (p->tty || p->in.fd >= 0 || *key == 0 || strlen(key) > MAX_KEY || process_find_kept(p->agent, key) != NULL) {
+        free(key);
+        return false;
+    }
+    struct stream *s = p->stream;
+    for (int i = 0; i < 2; i++)
+        source_detach(&p->sources[i]);
+    p->key = key;
+    p->stream = p->sink.stream = NULL;
+    s->ops = NULL;
+    s->owner = NULL;
+    stream_close(s, "");
+    return true;
+}
+
+struct process *process_find_kept(const struct agent *a, const char *key) {
+    for (struct process *p = a->processes; p != NULL; p = p->next)
+        if (p->key != NULL && strcmp(p->key, key) == 0)
+            return p;
+    return NULL;
+}
+
+void process_adopt(struct process *p, struct stream *s) {
+    forget_key(p);
+    p->stream = p->sink.stream = s;
+    if (p->state != STARTING)
+        send_started(p);
+    for (int i = 0; i < 2; i++) {
+        struct source *source = &p->sources[i];
+        if (source->ended) {
+            stream_send_eof(s, PROCESS_CHANNEL[i]);
+            continue;
+        }
+        source_start(source, s, PROCESS_CHANNEL[i], source->fd);
+        if (p->state != STARTING)
+            source_ready(source);
+    }
+    if (p->state == DRAINING)
+        drain(p);
 }

@@ -11,6 +11,7 @@
 #include "loop.h"
 
 enum { CHANNEL_IN = 0, CHANNEL_OUT = 1, CHANNEL_ERR = 2 };
+extern const uint8_t PROCESS_CHANNEL[2]; /* of the two sources */
 
 enum process_state { STARTING, RUNNING, LINGERING, DRAINING, DONE };
 
@@ -22,6 +23,7 @@ struct process {
     bool tty, reaped, group_gone, over;
     pid_t pid;
     int wait_status;
+    char *key; /* the host has released it: no stream until it is adopted under this name */
     int64_t linger_ms, linger_until;
     struct watch failure; /* the error pipe of spawn.h */
     struct watch in, out, err; /* with a terminal out is the master, and the others have none */
@@ -44,6 +46,13 @@ void process_failure_ready(struct watch *w, uint32_t events);
 /* To its process group. */
 void process_signal(struct process *p, int signal);
 void process_kill(struct process *p);
+
+/* The host lets go of it for a while; false if it may not. Takes the key. */
+bool process_release(struct process *p, char *key);
+
+/* The one that is kept under a key, or NULL; and to give it a stream again. */
+struct process *process_find_kept(const struct agent *a, const char *key);
+void process_adopt(struct process *p, struct stream *s);
 
 /* The host forgets it: kill it, and free it once it is reaped. */
 void process_abandon(struct process *p);

@@ -1,4 +1,4 @@
-/* Processes as the host sees them: OPEN, input, messages (docs/protocol/agent.md, "PROCESS"). */
+/* Processes as the host sees them: OPEN, input, messages (docs/protocol/agent.md, "PROCESS" and "ADOPT"). */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -9,7 +9,6 @@
 
 enum { END_OF_FILE_CHARACTER = 4 };
 
-static const uint8_t SOURCE_CHANNEL[2] = {CHANNEL_OUT, CHANNEL_ERR};
 
 /* --- what the process says --- */
 
@@ -40,7 +39,7 @@ static void watch_fd(struct process *p, struct watch *w, int fd, uint32_t events
         loop_watch(&p->agent->loop, w, events | EPOLLET);
 }
 
-static void adopt(struct process *p, const struct spawned *spawned) {
+static void take(struct process *p, const struct spawned *spawned) {
     p->pid = spawned->pid;
     watch_fd(p, &p->failure, spawned->failure, EPOLLIN, process_failure_ready);
     if (p->tty) {
@@ -55,7 +54,7 @@ static void adopt(struct process *p, const struct spawned *spawned) {
     for (int i = 0; i < 2; i++) {
         p->sources[i] = (struct source){.end = process_source_over, .dry = process_source_dry, .owner = p};
         if (read_from[i] >= 0)
-            source_start(&p->sources[i], p->stream, SOURCE_CHANNEL[i], read_from[i]);
+            source_start(&p->sources[i], p->stream, PROCESS_CHANNEL[i], read_from[i]);
         else
             p->sources[i].ended = true;
     }
@@ -85,19 +84,31 @@ static bool process_eof(struct stream *s, uint8_t channel) {
     return true;
 }
 
+/* The only text of those messages; the last one counts. */
+static bool read_key(const struct fields *f, char **key) {
+    free(*key);
+    return (*key = field_text(f)) != NULL;
+}
+
 static bool process_message(struct stream *s, const uint8_t *bytes, size_t size) {
     struct process *p = s->owner;
     uint64_t signal = 0, rows = 0, cols = 0;
+    char *key = NULL;
+    bool fine = true;
     if (size == 0)
         return false;
     struct fields f = {.next = bytes + 1, .end = bytes + size};
     enum field field;
-    while ((field = fields_next(&f)) == FIELD_THERE)
-        if ((f.tag == TAG_SIGNAL && !field_number(&f, 1, 64, &signal)) ||
-            (f.tag == TAG_ROWS && !field_number(&f, 1, UINT16_MAX, &rows)) ||
-            (f.tag == TAG_COLS && !field_number(&f, 1, UINT16_MAX, &cols)))
-            return false;
-    if (field == FIELD_MALFORMED)
+    while (fine && (field = fields_next(&f)) == FIELD_THERE)
+        fine = (f.tag != TAG_SIGNAL || field_number(&f, 1, 64, &signal)) &&
+               (f.tag != TAG_ROWS || field_number(&f, 1, UINT16_MAX, &rows)) &&
+               (f.tag != TAG_COLS || field_number(&f, 1, UINT16_MAX, &cols)) &&
+               (f.tag != TAG_KEY || read_key(&f, &key));
+    fine = fine && field == FIELD_END;
+    if (fine && bytes[0] == MESSAGE_RELEASE)
+        return key != NULL && process_release(p, key);
+    free(key);
+    if (!fine)
         return false;
     if (bytes[0] == MESSAGE_SIGNAL && signal != 0)
         process_signal(p, (int)signal);
@@ -138,7 +149,7 @@ void process_start(struct agent *a, struct stream *s, struct spawn_spec *spec) {
     a->processes = p;
     s->ops = &PROCESS_OPS;
     s->owner = p;
-    adopt(p, &spawned);
+    take(p, &spawned);
 }
 
 bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size) {
@@ -147,5 +158,29 @@ bool process_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_
     if (fine)
         process_start(a, s, &spec);
     spawn_free(&spec);
+    return fine;
+}
+
+bool adopt_open(struct agent *a, struct stream *s, const uint8_t *bytes, size_t size) {
+    struct fields f = {.next = bytes, .end = bytes + size};
+    enum field field;
+    char *key = NULL;
+    bool fine = true, unsupported = false;
+    while (fine && (field = fields_next(&f)) == FIELD_THERE) {
+        fine = f.tag != TAG_KEY || read_key(&f, &key);
+        unsupported = unsupported || f.tag & TAG_CRITICAL;
+    }
+    fine = fine && field == FIELD_END && key != NULL;
+    struct process *p = fine ? process_find_kept(a, key) : NULL;
+    free(key);
+    if (fine && unsupported) {
+        process_send_spawn_error(s, EOPNOTSUPP, "the host asks for what this agent does not know");
+    } else if (fine && p == NULL) {
+        process_send_spawn_error(s, ESRCH, "no process is kept under that key");
+    } else if (fine) {
+        s->ops = &PROCESS_OPS;
+        s->owner = p;
+        process_adopt(p, s);
+    }
     return fine;
 }

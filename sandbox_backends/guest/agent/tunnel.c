@@ -25,13 +25,16 @@ struct listener {
     struct agent *agent;
     struct watch watch;
     uint16_t port;
+    int family;
+    bool wanted; /* by the configuration in force */
 };
 
 struct tunnel {
     struct tunnel *next;
     struct agent *agent;
     struct stream *stream; /* NULL until claimed, and once gone */
-    uint64_t id;
+    uint64_t id;   /* 0: the host of now has not been told */
+    uint16_t port; /* where it came in */
     bool claimed, connecting, over;
     uint16_t other_port; /* where to try ::1, if the connection that is on its way is refused */
     struct watch watch;
@@ -200,7 +203,7 @@ static const struct stream_ops TUNNEL_OPS = {
 
 static struct tunnel *find_unclaimed(const struct agent *a, uint64_t id) {
     for (struct tunnel *t = a->tunnels; t != NULL; t = t->next)
-        if (t->id == id && !t->claimed)
+        if (t->id == id && !t->claimed) /* the host never says 0 */
             return t;
     return NULL;
 }
@@ -261,35 +264,41 @@ void tunnel_adopt(struct agent *a, struct stream *s, int fd, bool connecting, ui
 
 /* --- listening --- */
 
-static void announce(struct agent *a, int fd, uint16_t port) {
-    struct tunnel *t = new_tunnel(a, fd);
+static void announce(struct agent *a, struct tunnel *t) {
     t->id = ++a->last_connection_id;
-    a->unclaimed++;
     loop_start_timer(&a->loop, &t->timer, CLAIM_MS);
     struct payload message;
     payload_begin(&message, MESSAGE_CONNECTION);
     payload_number(&message, TAG_CONNECTION_ID, t->id);
-    payload_number(&message, TAG_PORT, port);
+    payload_number(&message, TAG_PORT, t->port);
     stream_send(a->control, &message);
 }
 
-static bool may_announce(const struct agent *a) {
-    return a->control != NULL && a->unclaimed < MAX_UNCLAIMED && stream_may_send(a->control);
+static bool may_announce(const struct agent *a) { return a->control != NULL && stream_may_send(a->control); }
+
+static void accepted(struct listener *listener, int fd) {
+    struct tunnel *t = new_tunnel(listener->agent, fd);
+    t->port = listener->port;
+    listener->agent->unclaimed++;
+    announce(listener->agent, t);
 }
 
 static void accept_some(struct watch *w, uint32_t events) {
     struct listener *listener = w->owner;
     (void)events;
-    while (may_announce(listener->agent)) {
+    while (listener->agent->unclaimed < MAX_UNCLAIMED && may_announce(listener->agent)) {
         int fd = accept4(w->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0)
-            announce(listener->agent, fd, listener->port);
+            accepted(listener, fd);
         else if (errno != EINTR && errno != ECONNABORTED)
             return; /* EAGAIN, or no descriptors are left: the next connection to end makes room */
     }
 }
 
 void tunnel_announce(struct agent *a) {
+    for (struct tunnel *t = a->tunnels; t != NULL; t = t->next)
+        if (!t->claimed && t->id == 0 && may_announce(a))
+            announce(a, t);
     for (struct listener *listener = a->listeners; listener != NULL; listener = listener->next)
         accept_some(&listener->watch, 0);
 }
@@ -315,11 +324,17 @@ static int listen_on(uint16_t port, int family) {
 }
 
 int tunnel_listen(struct agent *a, uint16_t port, int family) {
+    struct listener *listener;
+    for (listener = a->listeners; listener != NULL; listener = listener->next)
+        if (listener->port == port && listener->family == family && !listener->wanted) {
+            listener->wanted = true;
+            return 0;
+        }
     int fd = listen_on(port, family);
     if (fd < 0)
         return errno;
-    struct listener *listener = must_alloc(sizeof *listener);
-    *listener = (struct listener){.next = a->listeners, .agent = a, .port = port};
+    listener = must_alloc(sizeof *listener);
+    *listener = (struct listener){.next = a->listeners, .agent = a, .port = port, .family = family, .wanted = true};
     listener->watch = (struct watch){.fd = fd, .ready = accept_some, .owner = listener};
     if (!loop_watch(&a->loop, &listener->watch, EPOLLIN | EPOLLET)) {
         int error = errno;
@@ -331,16 +346,35 @@ int tunnel_listen(struct agent *a, uint16_t port, int family) {
     return 0;
 }
 
-void tunnel_close_listeners(struct agent *a) {
-    while (a->listeners != NULL) {
-        struct listener *listener = a->listeners;
-        a->listeners = listener->next;
+void tunnel_listeners_keep(struct agent *a) {
+    for (struct listener *listener = a->listeners; listener != NULL; listener = listener->next)
+        listener->wanted = false;
+    for (struct tunnel *t = a->tunnels; t != NULL; t = t->next)
+        if (!t->claimed)
+            t->id = 0;
+}
+
+static bool is_listened_on(const struct agent *a, uint16_t port) {
+    for (const struct listener *listener = a->listeners; listener != NULL; listener = listener->next)
+        if (listener->port == port)
+            return true;
+    return false;
+}
+
+void tunnel_listeners_close(struct agent *a, bool all) {
+    for (struct listener **at = &a->listeners; *at != NULL;) {
+        struct listener *listener = *at;
+        if (listener->wanted && !all) {
+            at = &listener->next;
+            continue;
+        }
+        *at = listener->next;
         loop_unwatch_and_close(&a->loop, &listener->watch);
         loop_free_later(&a->loop, listener);
     }
     for (struct tunnel *t = a->tunnels, *next; t != NULL; t = next) {
         next = t->next;
-        if (!t->claimed)
+        if (!t->claimed && !is_listened_on(a, t->port))
             end_tunnel(t);
     }
 }

@@ -25,6 +25,7 @@ enum {
     DATA_WINDOW = 64 << 10,
     MESSAGE_WINDOW = 64 << 10,
     MAX_ENTROPY = 512,
+    MAX_KEY = 64,
 };
 
 #define MAGIC "\xf1iii-link\0\r\n\x1a\n\xc3("
@@ -42,7 +43,7 @@ enum frame_type {
     FRAME_CLOSE,
 };
 
-enum stream_kind { KIND_CONTROL = 1, KIND_PROCESS = 2, KIND_TUNNEL = 3, KIND_COPY = 4, KIND_DIAL = 5 };
+enum stream_kind { KIND_CONTROL = 1, KIND_PROCESS = 2, KIND_TUNNEL = 3, KIND_COPY = 4, KIND_DIAL = 5, KIND_ADOPT = 6 };
 
 enum message_kind {
     MESSAGE_STARTED = 16,
@@ -50,6 +51,7 @@ enum message_kind {
     MESSAGE_EXIT = 18,
     MESSAGE_SIGNAL = 19,
     MESSAGE_RESIZE = 20,
+    MESSAGE_RELEASE = 21,
     MESSAGE_READY = 32,
     MESSAGE_CONNECTION = 33,
     MESSAGE_POWER_OFF = 34,
@@ -59,7 +61,13 @@ enum message_kind {
     MESSAGE_CONNECTED = 38,
 };
 
-enum feature { FEATURE_RESUME = 1 << 0, FEATURE_COPY = 1 << 1, FEATURE_STATS = 1 << 2, FEATURE_DIAL = 1 << 3 };
+enum feature {
+    FEATURE_RESUME = 1 << 0,
+    FEATURE_COPY = 1 << 1,
+    FEATURE_STATS = 1 << 2,
+    FEATURE_DIAL = 1 << 3,
+    FEATURE_ADOPT = 1 << 4,
+};
 
 /* tags of OPEN, by kind of stream */
 enum { CONTROL_PORT = 1, CONTROL_HOSTNAME = 2, CONTROL_DEAD_MAN_MS = 3, CONTROL_CLOCK_NS = 4, CONTROL_ENTROPY = 5 };
@@ -99,6 +107,7 @@ enum {
     TAG_PROCESSES = 29,
     TAG_DISK_USED = 30,
     TAG_DISK_SIZE = 31,
+    TAG_KEY = 32,
     TAG_CRITICAL = 0x8000,
 };
 
