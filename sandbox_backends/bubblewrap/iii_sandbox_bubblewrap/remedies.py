@@ -29,6 +29,14 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "writable layers must be on a file system that overlayfs can write to, such as ext4, xfs or btrfs; "
         "move the project there",
     ),
+    (
+        r"rules of the sandbox's network are refused|nft.* timed out",
+        "as root: modprobe nft_ct nft_reject_inet; in a container, nftables must be allowed",
+    ),
+    (
+        r"uplink of its network did not come up|set-up failed: timed out",
+        "`iii doctor` tries it and says what is missing; the sandbox's console has slirp4netns' own words",
+    ),
     (r"[Uu]nknown option --(size|perms)", "bubblewrap 0.7 or later is needed: as root: apt install bubblewrap"),
     (r"unshare: No space left on device", f"as root: {_MORE_NAMESPACES}"),
     (r"No space left on device", "free some space, for instance with `iii worker clear`"),

@@ -19,6 +19,8 @@ SAID = {
     "sandbox set-up failed: [Errno 19] mount overlay on /tmp/root: No such device": "modprobe overlay",
     "sandbox set-up failed: [Errno 1] mount overlay on /tmp/root: Operation not permitted": "Linux 5.11",
     "sandbox set-up failed: [Errno 22] mount overlay on /tmp/root: Invalid argument": "ext4",
+    "sandbox set-up failed: the rules of the sandbox's network are refused: nft: Error: x": "modprobe nft_ct",
+    "sandbox set-up failed: the uplink of its network did not come up": "iii doctor",
     "bwrap: Unknown option --size": "0.7",
     "bwrap: unknown option --perms": "0.7",
     "sandbox set-up failed: [Errno 28] unshare: No space left on device": "sysctl user.max_user_namespaces",

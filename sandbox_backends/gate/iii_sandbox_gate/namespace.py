@@ -25,14 +25,19 @@ def enter_gate(nft: str, rules: str) -> None:
     another one, or drop CAP_NET_ADMIN. Raises ``OSError``.
     """
     linux.unshare(linux.CLONE_NEWNET)
-    done = subprocess.run(
-        [nft, "-f", "-"],
-        input=rules.encode(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        timeout=RULES_TIMEOUT,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [nft, "-f", "-"],
+            input=rules.encode(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=RULES_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(
+            f"the rules of the sandbox's network are refused: nft timed out after {RULES_TIMEOUT:g} s"
+        ) from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise OSError(f"the rules of the sandbox's network are refused: nft: {said[0] if said else done.returncode}")
