@@ -88,5 +88,7 @@ void machine_boot(struct machine *m) {
     data_fd = machine_mount_root(&c);
     m->group = machine_limit_pids(c.pids);
     machine_enter_root();
-    machine_furnish();
+    machine_furnish(&c);
+    machine_set_up_network(&c);
+    machine_mount_shares(&c);
 }

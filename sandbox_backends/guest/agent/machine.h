@@ -42,7 +42,13 @@ int machine_mount_root(const struct cmdline *c);
 void machine_enter_root(void);
 
 /* mounts.c: what every sandbox finds in its root. */
-void machine_furnish(void);
+void machine_furnish(const struct cmdline *c);
+
+/* network.c: set up the network device, if there is one. */
+void machine_set_up_network(const struct cmdline *c);
+
+/* shares.c: show the host's folders in it. */
+void machine_mount_shares(const struct cmdline *c);
 
 /* pids.c: limit processes; a descriptor as struct machine's group. */
 int machine_limit_pids(uint32_t pids);

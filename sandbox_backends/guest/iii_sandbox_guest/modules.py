@@ -26,6 +26,7 @@ CONFIG_OPTIONS: Final[Mapping[str, str]] = {
     "virtio_mmio": "CONFIG_VIRTIO_MMIO",
     "virtio_net": "CONFIG_VIRTIO_NET",
     "virtio_pci": "CONFIG_VIRTIO_PCI",
+    "virtiofs": "CONFIG_VIRTIO_FS",
     "vmw_vsock_virtio_transport": "CONFIG_VIRTIO_VSOCKETS",
 }
 """The options of the kernel's configuration that make the modules a boot may ask for."""

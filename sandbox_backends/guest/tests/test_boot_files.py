@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from iii_sandbox_guest import Needs, agent_path, find_kernel, prepare_boot
-from iii_sandbox_guest.boot import VSOCK_LINK, render_cmdline
+from iii_sandbox_guest.boot import VSOCK_LINK, GuestMount, render_cmdline
 from iii_sandbox_guest.initramfs import build_initramfs, render_initramfs
 from iii_sandbox_guest.kernel import kernels_dir, open_kernel
 from iii_sandbox_guest.modules import Module, resolve_modules
 from iii_sandbox_guest.vmlinux import decompress_lz4, extract_vmlinux, has_pvh_entry, read_release
 
-from iii_core.errors import BackendUnavailable
+from iii_core.errors import BackendUnavailable, SandboxError
 
 from .machinekit import HOME, fetched_kernel
 
@@ -61,6 +61,21 @@ def test_the_command_line_says_what_the_machine_has() -> None:
     assert render_cmdline(bare) == (
         f"console=hvc0 {common} iii.link=vsock:1024 iii.root=iii-root iii.format=erofs iii.pids=100"
     )
+
+
+def test_mounts_on_the_command_line() -> None:
+    mounts = (
+        GuestMount(tag="a", target="/data", writable=False),
+        GuestMount(tag="b", target='/some place/a:b%"\udcff', writable=True),
+    )
+    assert render_cmdline(Needs(mounts=mounts)).endswith(
+        " iii.mount=a:/data iii.mount=b:/some%20place/a%3Ab%25%22%FF:rw"
+    )
+    assert Needs(mounts=mounts).modules()[-1] == "virtiofs"
+    long = tuple(GuestMount(tag=f"{number}", target="/" + "x" * 60, writable=True) for number in range(32))
+    with pytest.raises(SandboxError, match=r"too long for a machine: .* 2047 fit") as caught:
+        render_cmdline(Needs(mounts=long))
+    assert "shorter targets" in (caught.value.hint or "")
 
 
 def test_a_machine_needs_the_modules_of_its_devices_only() -> None:
