@@ -111,7 +111,19 @@ static void write_if_missing(const char *path, const char *text) {
         machine_fail("writing %s: %s", path, strerror(errno));
 }
 
-void machine_furnish(void) {
+/* Whatever the image has there: it was made for other networks than this one. */
+static void write_name_servers(const char *list) {
+    char text[4 * CMDLINE_VALUE] = "";
+    while (*list != 0) {
+        size_t size = strcspn(list, ","), used = strlen(text);
+        snprintf(text + used, sizeof text - used, "nameserver %.*s\n", (int)size, list);
+        list += size + (list[size] == ',');
+    }
+    if ((unlink("/etc/resolv.conf") < 0 && errno != ENOENT) || !write_file("/etc/resolv.conf", O_CREAT | O_EXCL, text))
+        machine_fail("writing /etc/resolv.conf: %s", strerror(errno));
+}
+
+void machine_furnish(const struct cmdline *c) {
     umask(0);
     for (size_t i = 0; i < COUNT(MOUNTS); i++) {
         make_folder(MOUNTS[i].path, MOUNTS[i].mode);
@@ -124,5 +136,8 @@ void machine_furnish(void) {
     make_folder("/workspace", 0755);
     make_folder("/etc", 0755);
     write_if_missing("/etc/hosts", HOSTS);
-    write_if_missing("/etc/resolv.conf", "# no name server: this sandbox has no network device\n");
+    if (c->dns[0] != 0)
+        write_name_servers(c->dns);
+    else
+        write_if_missing("/etc/resolv.conf", "# no name server: this sandbox has no network device\n");
 }
