@@ -19,6 +19,9 @@ import pytest
 def test_long(number): pass
 
 def test_short(): pass
+
+@pytest.mark.full
+def test_full(): pass
 """
 
 
@@ -35,19 +38,20 @@ def passed(folder: Path, *options: str) -> set[str]:
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = long: many\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  long: many\n  full: minutes\n")
     (tmp_path / "test_many.py").write_text(SUITE.format(count=4 * ONE_IN))
     (tmp_path / "test_few.py").write_text(SUITE.format(count=2).replace("test_long", "test_rare"))
     return tmp_path
 
 
 def test_everything_runs_without_the_option(suite: Path) -> None:
-    assert len(passed(suite)) == 4 * ONE_IN + 2 + 1  # test_short has one name in both files
+    assert len(passed(suite)) == 4 * ONE_IN + 2 + 2  # test_short and test_full have one name in both files
 
 
 def test_a_share_of_each_file_runs_with_it(suite: Path) -> None:
     names = passed(suite, "--long-sample")
     assert "test_short" in names
+    assert "test_full" not in names
     assert len([name for name in names if name.startswith("test_long")]) == 4
     assert len([name for name in names if name.startswith("test_rare")]) == 1
 

@@ -1,6 +1,7 @@
 """A pytest plugin: `make test` runs a seeded sample of the tests marked ``long``; `make test-full` runs them all.
 
-The sample takes one in `ONE_IN` of each file's long tests, and at least one, so that no long suite rots unseen.
+The sample takes one in `ONE_IN` of each file's long tests, and at least one, so that no long suite rots unseen. Tests
+marked ``full`` are not in it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--long-sample"):
         return
     long_tests: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    dropped: list[pytest.Item] = []
     for item in items:
-        if item.get_closest_marker("long"):
+        if item.get_closest_marker("full"):
+            dropped.append(item)
+        elif item.get_closest_marker("long"):
             long_tests[str(item.path)].append(item)
     chosen = random.Random(config.getoption("--seed"))
-    dropped: list[pytest.Item] = []
     for path in sorted(long_tests):
         tests = long_tests[path]
         kept = set(chosen.sample(range(len(tests)), max(1, len(tests) // ONE_IN)))
