@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from iii_core.sandbox.port import Egress
 
 MTU: Final = 65520
+MOST_NAMESERVERS: Final = 3
 _UNREACHABLE: Final = tuple(map(ipaddress.ip_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
 
@@ -57,6 +58,11 @@ def check_egress(egress: Egress, backend: str, environ: Mapping[str, str]) -> No
             f"the sandbox backend {backend} cannot give network access here: {lack.reason}",
             hint=lack.hint,
             details={"backend": backend, "capability": Capability.EGRESS.value},
+        )
+    if len(egress.nameservers) > MOST_NAMESERVERS:
+        raise SandboxError(
+            f"{len(egress.nameservers)} name servers are more than programs ask",
+            hint=f"name at most {MOST_NAMESERVERS} (resolv.conf(5))",
         )
     for text in (*egress.allow, *egress.nameservers):
         network = _network(text)

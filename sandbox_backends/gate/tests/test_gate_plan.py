@@ -55,7 +55,8 @@ def test_own_networks_of_here() -> None:
 def test_own_networks_of_a_machine() -> None:
     """Also those that belong to no interface."""
     steps = (
-        "ip link set lo up; ip link add own0 type dummy; ip addr add 11.22.33.44/24 dev own0; ip link set own0 up; "
+        "ip link set lo up; ip link add own0 type veth peer name far0; ip addr add 11.22.33.44/24 dev own0; "
+        "ip link set own0 up; "
         'ip route add local 44.55.66.0/24 dev lo; exec $0 -c "$1"'
     )
     command = ["unshare", "--net", "sh", "-c", steps, sys.executable, LOOPBACK_ONLY]
@@ -95,6 +96,7 @@ def test_the_uplinks_command_line() -> None:
         (Egress(allow=("169.254.169.254/32",)), SandboxError),
         (Egress(allow=("10.0.0.1/8",)), SandboxError),
         (Egress(nameservers=("x; accept",)), SandboxError),
+        (Egress(nameservers=("9.9.9.1", "9.9.9.2", "9.9.9.3", "9.9.9.4")), SandboxError),
     ],
 )
 def test_what_cannot_be_had(egress: Egress, kind: type[IIIError]) -> None:

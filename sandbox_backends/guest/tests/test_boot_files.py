@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from iii_sandbox_guest import Needs, agent_path, find_kernel, prepare_boot
-from iii_sandbox_guest.boot import VSOCK_LINK, GuestMount, render_cmdline
+from iii_sandbox_guest.boot import VSOCK_LINK, GuestMount, Network, render_cmdline
 from iii_sandbox_guest.initramfs import build_initramfs, render_initramfs
 from iii_sandbox_guest.kernel import kernels_dir, open_kernel
 from iii_sandbox_guest.modules import Module, resolve_modules
@@ -31,6 +31,7 @@ kernel/drivers/virtio/virtio_ring.ko:
 kernel/arch/x86/crypto/crc32c-intel.ko.gz:
 """
 NEEDED = ["virtio_ring", "virtio"]
+NETWORK = Network(address="192.0.2.130", prefix=25, gateway="192.0.2.129", nameservers=("192.0.2.3", "9.9.9.9"))
 
 
 @pytest.fixture
@@ -78,9 +79,14 @@ def test_mounts_on_the_command_line() -> None:
     assert "shorter targets" in (caught.value.hint or "")
 
 
+def test_a_network_on_the_command_line() -> None:
+    rendered = render_cmdline(Needs(network=NETWORK))
+    assert rendered.endswith(" iii.net=192.0.2.130/25,192.0.2.129 iii.dns=192.0.2.3,9.9.9.9")
+
+
 def test_a_machine_needs_the_modules_of_its_devices_only() -> None:
     assert Needs().modules() == ("virtio_pci", "virtio_console", "virtio_blk", "squashfs", "overlay", "ext4")
-    other = Needs(link=VSOCK_LINK, bus="mmio", image_format="erofs", data_disk=False, network=True)
+    other = Needs(link=VSOCK_LINK, bus="mmio", image_format="erofs", data_disk=False, network=NETWORK)
     assert other.modules() == (
         "virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk", "virtio_net", "erofs", "overlay",
     )  # fmt: skip

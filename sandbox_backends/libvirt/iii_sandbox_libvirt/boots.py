@@ -19,6 +19,8 @@ from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from iii_sandbox_gate.machinegate import MachineGate
+
     from iii_core.sandbox.host_processes import ProcessRecords
     from iii_sandbox_libvirt.connection import Connection
     from iii_sandbox_libvirt.places import Place
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 LINK: Final = "link"
 CONSOLE: Final = "console"
+NETWORK: Final = "net"
 CONNECT_TIMEOUT: Final = 5.0
 FAREWELL_TIMEOUT: Final = 5.0
 _PEERCRED: Final = struct.Struct("3i")
@@ -35,7 +38,13 @@ class LibvirtBoot(Boot):
     """One run of a domain. QEMU's own process says when it has ended, and how: that works whoever its parent is."""
 
     def __init__(
-        self, guest: Guest, connection: Connection, place: Place, link: socket.socket, stopped: trio.Event
+        self,
+        guest: Guest,
+        connection: Connection,
+        place: Place,
+        link: socket.socket,
+        stopped: trio.Event,
+        gate: MachineGate | None,
     ) -> None:
         self.guest = guest
         self.name = guest.name
@@ -49,6 +58,7 @@ class LibvirtBoot(Boot):
         self._connection = connection
         self._place = place
         self._stopped = stopped
+        self._gate = gate
         self._pidfd = os.pidfd_open(self._qemu)
 
     async def run(self, records: ProcessRecords, *, task_status: trio.TaskStatus[None]) -> None:
@@ -63,6 +73,8 @@ class LibvirtBoot(Boot):
         self._connection.zombies.spared.discard(self._qemu)
         with trio.CancelScope(shield=True):
             await self._until_libvirt_knows()
+            if self._gate is not None:
+                await self._gate.end()
         if identity is not None:
             records.discard(identity)
         os.close(self._pidfd)

@@ -77,6 +77,7 @@ async def open_driver(
                 lambda nursery: LibvirtLauncher(
                     settings=settings,
                     home=context.home,
+                    environ=context.environ,
                     emulator=emulator,
                     accelerator=accelerator,
                     connection=connection,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _HINTS: Final = (
+    ("Invalid parameter 'stream'", "sandboxes with network access need QEMU 7.2 or later: update it"),
     ("Failed to parse user", "apt install libvirt-daemon-system, which makes QEMU's user"),
     ("Failed to connect socket", "start libvirtd, or set `connection: embed`"),
     ("no connection driver available", "apt install libvirt-daemon-driver-qemu qemu-system-x86"),

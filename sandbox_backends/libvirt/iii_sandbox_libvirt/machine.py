@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import trio
+from iii_sandbox_gate.addresses import MACHINE, MACHINE_GATEWAY, MACHINE_PREFIX, NAMESERVER
+from iii_sandbox_gate.machinegate import start_machine_gate
+from iii_sandbox_gate.plan import check_egress, plan_gate
 from iii_sandbox_guest import limits
-from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs
+from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs, Network
 from iii_sandbox_guest.disk import create_data_disk
 from iii_sandbox_guest.prepare import prepare_boot
 
 from iii_core.sandbox.launcher import Launcher
 from iii_sandbox_libvirt import policy
-from iii_sandbox_libvirt.boots import CONSOLE, LINK, LibvirtBoot, accept
+from iii_sandbox_libvirt.boots import CONSOLE, LINK, NETWORK, LibvirtBoot, accept
 from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 from iii_sandbox_libvirt.render import Disk, Guest, render
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from pathlib import Path
 
+    from iii_sandbox_gate.machinegate import MachineGate
     from iii_sandbox_guest.prepare import BootFiles
 
     from iii_core.sandbox.console import Console
     from iii_core.sandbox.host_processes import ProcessRecords
-    from iii_core.sandbox.port import Capability, SandboxSpec
+    from iii_core.sandbox.port import Capability, Egress, SandboxSpec
     from iii_sandbox_libvirt.connection import Connection
     from iii_sandbox_libvirt.places import Place, Places
     from iii_sandbox_libvirt.policy import Accelerator, Settings
@@ -39,7 +44,7 @@ class LibvirtLauncher(Launcher):
     """See `Launcher`."""
 
     name: ClassVar[str] = "libvirt"
-    capabilities: ClassVar[frozenset[Capability]] = policy.CAPABILITIES
+    capabilities: ClassVar[frozenset[Capability]] = policy.ALL_CAPABILITIES  # `check` knows what this machine has
     boot_timeout: float = 60.0
 
     def __init__(
@@ -47,6 +52,7 @@ class LibvirtLauncher(Launcher):
         *,
         settings: Settings,
         home: Path,
+        environ: Mapping[str, str],
         emulator: Path,
         accelerator: Accelerator,
         connection: Connection,
@@ -57,6 +63,7 @@ class LibvirtLauncher(Launcher):
         self.embedded = settings.connection == policy.EMBEDDED
         self._settings = settings
         self._home = home
+        self._environ = environ
         self._emulator = emulator
         self.accelerator = accelerator
         self.connection = connection
@@ -68,6 +75,8 @@ class LibvirtLauncher(Launcher):
     def check(self, spec: SandboxSpec) -> None:
         """See `Launcher.check`."""
         limits.check_limits(spec)
+        if spec.egress is not None:
+            check_egress(spec.egress, self.name, self._environ)
 
     async def prepare(self, spec: SandboxSpec) -> None:
         """See `Launcher.prepare`: makes the disk that takes what the guest writes."""
@@ -84,14 +93,30 @@ class LibvirtLauncher(Launcher):
         files = await self.files(spec)
         place = self._places.make(spec.id)
         try:
-            return await self._launch_in(place, begin, self._guest(place, spec, files), console)
+            async with self._gate(spec, console) as gate:
+                return await self._launch_in(place, begin, self._guest(place, spec, files), console, gate)
         except BaseException:
             place.remove()
             raise
 
+    @asynccontextmanager
+    async def _gate(self, spec: SandboxSpec, console: Console) -> AsyncGenerator[MachineGate | None]:
+        """The way out of a sandbox that has one; it outlives the block if that does not fail."""
+        if spec.egress is None:
+            yield None
+            return
+        plan = plan_gate(spec.egress, self._environ, machine=True)
+        async with console.pipe(self._nursery) as pipe:
+            gate = await start_machine_gate(plan, nursery=self._nursery, console=pipe, records=self._records)
+        try:
+            yield gate
+        except BaseException:
+            await gate.end()
+            raise
+
     async def files(self, spec: SandboxSpec) -> BootFiles:
         """What a sandbox boots."""
-        needs = Needs(image_format=spec.root.format, pids=spec.limits.pids)
+        needs = Needs(image_format=spec.root.format, pids=spec.limits.pids, network=_network(spec.egress))
         prepare = partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
         return await trio.to_thread.run_sync(prepare)
 
@@ -105,21 +130,23 @@ class LibvirtLauncher(Launcher):
     async def _create(self, guest: Guest) -> trio.Event:
         return await self.connection.create(guest.name, render(guest), autodestroy=not self.embedded)
 
-    async def _launch_in(self, place: Place, begin: Begin, guest: Guest, console: Console) -> LibvirtBoot:
-        with place.listen(LINK) as link_listener, place.listen(CONSOLE) as console_listener:
+    async def _launch_in(
+        self, place: Place, begin: Begin, guest: Guest, console: Console, gate: MachineGate | None
+    ) -> LibvirtBoot:
+        with ExitStack() as listening, ExitStack() as connected:
+            names = (LINK, CONSOLE, *(() if gate is None else (NETWORK,)))
+            listeners = [listening.enter_context(place.listen(name)) for name in names]
             stopped = await begin(guest)
             try:
-                link = await accept(link_listener)
-                try:
-                    talking = await accept(console_listener)
-                    boot = LibvirtBoot(guest, self.connection, place, link, stopped)
-                except BaseException:
-                    link.close()
-                    raise
+                link, talking, *card = [connected.enter_context(await accept(listener)) for listener in listeners]
+                if gate is not None:
+                    gate.connect(card[0])
+                boot = LibvirtBoot(guest, self.connection, place, link, stopped, gate)
             except BaseException:
                 with trio.move_on_after(DESTROY_TIMEOUT, shield=True):
                     await self.connection.destroy(guest.name)
                 raise
+            connected.pop_all()
         self._nursery.start_soon(console.take, trio.SocketStream(trio.socket.from_stdlib_socket(talking)))
         with trio.CancelScope(shield=True):
             await self._nursery.start(boot.run, self._records)
@@ -144,6 +171,7 @@ class LibvirtLauncher(Launcher):
             link=place.path(LINK),
             port=LINK_PORT,
             console=place.path(CONSOLE),
+            network=place.path(NETWORK) if spec.egress is not None else None,
             keep_owners=place.user is not None and not place.binds,
         )
 
@@ -156,3 +184,15 @@ class LibvirtLauncher(Launcher):
         if self.accelerator is policy.Accelerator.TCG:
             return ("the guest's processor is emulated (TCG), which is slow: KVM does not work here",)
         return ()
+
+
+def _network(egress: Egress | None) -> Network | None:
+    """How a guest behind a gate sets up its card."""
+    if egress is None:
+        return None
+    return Network(
+        address=MACHINE,
+        prefix=MACHINE_PREFIX,
+        gateway=MACHINE_GATEWAY,
+        nameservers=egress.nameservers or (NAMESERVER,),
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from iii_sandbox_gate.needs import find_lack
+
 from iii_core import hookimpl
 from iii_core.records import Check, SandboxBackend
-from iii_core.sandbox.port import Isolation
-from iii_sandbox_libvirt.policy import CAPABILITIES, Settings
+from iii_core.sandbox.port import Capability, Isolation
+from iii_sandbox_libvirt.policy import ALL_CAPABILITIES, CAPABILITIES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
 @hookimpl
 def iii_sandbox_backends() -> Iterable[SandboxBackend]:
     """Declare the ``libvirt`` backend."""
+    lack = find_lack(os.environ)
     yield SandboxBackend(
         name="libvirt",
         summary="virtual machines through libvirt and QEMU: a kernel of their own; KVM, or slow emulation",
         isolation=Isolation.MICROVM,
         strength=50,
-        capabilities=CAPABILITIES,
+        capabilities=CAPABILITIES if lack else ALL_CAPABILITIES,
+        lacks={Capability.EGRESS: lack} if lack else {},
         config=Settings,
         probe=_probe,
         open=_open,

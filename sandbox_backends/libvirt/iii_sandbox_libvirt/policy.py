@@ -20,6 +20,8 @@ CAPABILITIES: Final = frozenset(
         Capability.SNAPSHOT,
     }
 )
+ALL_CAPABILITIES: Final = CAPABILITIES | {Capability.EGRESS, Capability.MOUNTS}
+"""With what a gate and mounts need of the machine (`iii_sandbox_gate.needs`, `iii_sandbox_libvirt.needs`)."""
 EMBEDDED: Final = "embed"
 SESSION: Final = "session"
 

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", _QEMU)
 TCG_CACHE_MIB = 64
+COMMAND_LINE = f"{{{_QEMU}}}commandline"
+ARGUMENT = f"{{{_QEMU}}}arg"
+_NETDEV = "iii-net"
+NETDEV_STARTS = f"stream,id={_NETDEV},server=off,addr.type=unix,addr.path="
+_CARD = f"virtio-net-pci,netdev={_NETDEV},mac=52:54:00:69:69:69,romfile=,bus=pcie.0,addr=0x10"
+"""QEMU's own prefix, and nobody else is on that wire; a slot that libvirt, which knows nothing of it, does not use."""
 RECONNECT_SECONDS = 1
 """How often QEMU tries to connect to the link again when it broke."""
 
@@ -29,12 +35,23 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A folder that a guest knows by its tag; its server (virtiofsd) listens at the socket."""
+
+    tag: str
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
     """What a domain is rendered from.
 
     Attributes:
         link: Unix socket that QEMU connects to; the guest sees it as the virtio port called ``port``.
         console: Unix socket that QEMU connects to, for the serial console.
+        network: Unix socket that QEMU connects to, for its one network card; None if it has none.
+        shares: folders of this machine.
+        owner: user and group id that QEMU runs as; None means those of libvirt's own configuration.
         keep_owners: libvirt is one that would give the disks' files to QEMU's user, and must not: a root image is
             shared, and the writable disk is given already. Others do not know how to be told.
     """
@@ -51,6 +68,9 @@ class Guest:
     link: Path
     port: str
     console: Path
+    network: Path | None = None
+    shares: tuple[Share, ...] = ()
+    owner: tuple[int, int] | None = None
     keep_owners: bool = False
 
 
@@ -58,18 +78,23 @@ def render(guest: Guest) -> str:
     """The domain's XML.
 
     Machine type q35: microvm gains 0.2 s and hangs under load where the timer cannot be calibrated. Every end of the
-    guest is the end of the domain. There is no network device, no USB, no balloon, no graphics.
+    guest is the end of the domain. There is no USB, no balloon, no graphics, and a network card
+    only where one is asked for.
     """
     domain = ET.Element("domain", type="kvm" if guest.accelerator is Accelerator.KVM else "qemu")
     _add(domain, "name", guest.name)
     _add(domain, "memory", str(guest.memory_mib), unit="MiB")
     _add(domain, "vcpu", str(guest.vcpus))
+    if guest.shares:
+        _share_memory(domain)
     _add_os(domain, guest)
     _add_processor(domain, guest.accelerator)
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _add(domain, event, "destroy")
     _add_devices(domain, guest)
-    _add_own_end(domain)
+    if guest.owner is not None:
+        _add(_add(domain, "seclabel", type="static", model="dac", relabel="no"), "label", render_owner(guest.owner))
+    _add_arguments(domain, guest.network)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"
 
@@ -82,6 +107,18 @@ def render_snapshot(memory: Path, disks: tuple[Disk, ...]) -> str:
     for target in _targets(disks):
         _add(listed, "disk", name=target, snapshot="no")
     return ET.tostring(snapshot, encoding="unicode")
+
+
+def render_owner(owner: tuple[int, int]) -> str:
+    """As a label of libvirt's "dac": numbers, not names."""
+    return f"+{owner[0]}:+{owner[1]}"
+
+
+def _share_memory(domain: ET.Element) -> None:
+    """The servers of shares read requests where the guest wrote them."""
+    backing = _add(domain, "memoryBacking")
+    _add(backing, "source", type="memfd")
+    _add(backing, "access", mode="shared")
 
 
 def _targets(disks: tuple[Disk, ...]) -> list[str]:
@@ -106,14 +143,23 @@ def _add_processor(domain: ET.Element, accelerator: Accelerator) -> None:
     _add(domain, "cpu", mode="maximum")
 
 
-def _add_own_end(domain: ET.Element) -> None:
-    """Let QEMU end when its guest does. libvirt has it stay until it is told to end, and by whom, if libvirt is gone?
+def _add_arguments(domain: ET.Element, network: Path | None) -> None:
+    """What libvirt has no words for (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary qemu commands").
 
-    (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary qemu commands"; qemu(1), ``-action``.)
+    QEMU is to end when its guest does: libvirt has it stay until it is told to end, and by whom, if libvirt is gone?
+    And its network card speaks to a socket.
     """
-    arguments = _add(domain, f"{{{_QEMU}}}commandline")
-    for word in ("-action", "shutdown=poweroff"):
-        _add(arguments, f"{{{_QEMU}}}arg", {"value": word})
+    arguments = _add(domain, COMMAND_LINE)
+    words = ["-action", "shutdown=poweroff"]
+    if network is not None:
+        words += ["-netdev", netdev(network), "-device", _CARD]
+    for word in words:
+        _add(arguments, ARGUMENT, {"value": word})
+
+
+def netdev(network: Path) -> str:
+    """QEMU's option (qemu(1), ``-netdev stream``); QEMU doubles commas in values."""
+    return f"{NETDEV_STARTS}{str(network).replace(',', ',,')}"
 
 
 def _add_devices(domain: ET.Element, guest: Guest) -> None:
@@ -123,6 +169,11 @@ def _add_devices(domain: ET.Element, guest: Guest) -> None:
     _add(devices, "controller", type="virtio-serial", index="0")
     for target, disk in zip(_targets(guest.disks), guest.disks, strict=True):
         _add_disk(devices, disk, target, keep_owners=guest.keep_owners)
+    for share in guest.shares:
+        element = _add(devices, "filesystem", type="mount")
+        _add(element, "driver", type="virtiofs")
+        _add(element, "source", socket=str(share.socket))
+        _add(element, "target", dir=share.tag)
     serial = _add(devices, "serial", type="unix")
     _add(serial, "source", mode="connect", path=str(guest.console))
     _add(serial, "target", {"type": "isa-serial", "port": "0"})

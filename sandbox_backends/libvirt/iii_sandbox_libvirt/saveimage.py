@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 from iii_core.errors import SnapshotUnusable
+from iii_sandbox_libvirt.render import ARGUMENT, COMMAND_LINE, NETDEV_STARTS, netdev
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +78,9 @@ def revise(xml: str, guest: Guest) -> str:
     for console in domain.iterfind("devices/console/source"):  # libvirt's second name of the same
         console.set("path", str(guest.console))
     _find(domain, "devices/channel/source").set("path", str(guest.link))
+    for argument in domain.iterfind(f"{COMMAND_LINE}/{ARGUMENT}"):
+        if guest.network is not None and argument.get("value", "").startswith(NETDEV_STARTS):
+            argument.set("value", netdev(guest.network))
     return ET.tostring(domain, encoding="unicode")
 
 

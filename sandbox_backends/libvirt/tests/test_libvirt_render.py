@@ -31,6 +31,7 @@ CASES = {
     "tcg": GUEST,
     "kvm": replace(GUEST, accelerator=Accelerator.KVM),
     "limits": replace(GUEST, vcpus=3, memory_mib=96),
+    "network": replace(GUEST, network=Path("/place/a,b/net")),
     "keep-owners": replace(GUEST, keep_owners=True),
     "hostile-text": replace(GUEST, cmdline="a<b>&\"'c", link=Path("/place/<x>&'\"")),
 }

@@ -1,4 +1,4 @@
-"""Runs commands in a sandbox, all at once, as an engine would; for `test_egress`, which runs this on a machine of its own world.
+"""Runs commands in a sandbox, all at once, as an engine would; for `test_egress`, which runs it in a world of its own.
 
 usage: egressrunner.py FOLDER, with JSON on stdin::
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from iii_sandbox_guest import fetch_kernel
 
 from iiitools.testnet import (
     GATEWAY,
@@ -26,6 +29,7 @@ from iiitools.testnet import (
     World,
     open_world,
 )
+from iiitools.worktree import ROOT
 
 pytestmark = [
     pytest.mark.integration,
@@ -33,7 +37,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a world of network namespaces"),
 ]
 RUNNER = Path(__file__).parent / "egressrunner.py"
-HOME = Path(os.environ.get("III_HOME") or Path.home() / ".iii")
+HOME = ROOT / "build" / "guest"
+"""As the tests of virtual machines have it: with the kernel that they fetched."""
 TRIED = (OUTSIDE, PRIVATE, PRIVATE_OTHER, GATEWAY, MACHINE, MACHINE_PRIVATE, *METADATA, "127.0.0.1", "fd00:9::1")
 OWN = ("192.0.2.2", "192.0.2.3")
 """The uplink's own addresses: to slirp's mind this machine's loopback, and its resolvers."""
@@ -50,6 +55,7 @@ BACKENDS = {
     "bubblewrap": Backend("bubblewrap", {}),
     "bubblewrap-as-a-user": Backend("bubblewrap", {"unprivileged": True}),
 }
+MACHINES = {"libvirt": Backend("libvirt", {"accelerator": "tcg"}, memory=192)}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -70,7 +76,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("bin", "etc"):
         (folder / "root" / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", folder / "root/bin/busybox")
-    for name in ("sh", "cat", "nc", "nslookup", "ls"):
+    for name in ("sh", "cat", "nc", "nslookup", "ls", "timeout"):
         (folder / "root/bin" / name).symlink_to("busybox")
     (folder / "root/etc/resolv.conf").symlink_to("/run/nobody/resolv.conf")
     command = ["mksquashfs", folder / "root", folder / "image", "-all-root", "-quiet", "-no-progress"]
@@ -81,6 +87,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def connect(address: str, port: int = PORT) -> list[str]:
     """Says who answered, if anybody did."""
     return ["/bin/sh", "-c", f"nc -w 5 {address} {port} </dev/null"]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> None:
+    """Fetched at the first use."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        trio.run(fetch_kernel, HOME)
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,48 @@ def test_name_servers_of_ones_own(sandboxes: Sandboxes) -> None:
     assert [status == 0 for status, _ in results[1:]] == [True, True, False, False, True, False]
     assert set(sandboxes.world.reached("machine")) == {f"udp {MACHINE_PRIVATE} 53"}
     assert set(sandboxes.world.reached("outside")) == {f"udp {PRIVATE} 53", f"tcp {PRIVATE} 53"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.usefixtures("kernel")
+def test_machines_reach_public_addresses_and_nothing_else(world: World, image: Path, tmp_path: Path, name: str) -> None:
+    sandboxes = Sandboxes(world, MACHINES[name], image, tmp_path)
+    assert sandboxes.reached({}, *TRIED, *OWN) == {OUTSIDE, GATEWAY}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.usefixtures("kernel")
+def test_what_is_allowed_is_opened_to_machines_too(world: World, image: Path, tmp_path: Path, name: str) -> None:
+    """And their name servers, and datagrams."""
+    sandboxes = Sandboxes(world, MACHINES[name], image, tmp_path)
+    results = sandboxes.ask(
+        {"allow": ["10.9.9.0/24", f"{MACHINE}/32"], "nameservers": [PRIVATE_OTHER]},
+        ["/bin/cat", "/etc/resolv.conf"],
+        ["/bin/nslookup", "private.test"],
+        ["/bin/sh", "-c", f"timeout 8 nslookup private.test {METADATA[0]}"],
+        *(
+            connect(address)
+            for address in (PRIVATE, PRIVATE_OTHER, MACHINE, MACHINE_PRIVATE, "private.test", "loop.test")
+        ),
+    )
+    assert results[0] == [0, f"nameserver {PRIVATE_OTHER}\n"]
+    assert [status == 0 for status, _ in results[1:]] == [True, False, True, False, True, False, True, False]
+    assert set(world.reached("machine")) == {f"tcp {MACHINE} {PORT}"}
+    assert {f"udp {PRIVATE_OTHER} 53", f"tcp {PRIVATE} {PORT}"} <= set(world.reached("outside"))
+    assert not [line for line in world.reached("outside") if METADATA[0] in line]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.usefixtures("kernel")
+def test_a_machine_without_a_network_reaches_nothing(world: World, image: Path, tmp_path: Path, name: str) -> None:
+    sandboxes = Sandboxes(world, MACHINES[name], image, tmp_path)
+    results = sandboxes.ask(None, ["/bin/ls", "/sys/class/net"], *map(connect, TRIED))
+    assert results[0] == [0, "lo\n"]
+    assert not [status for status, _ in results[1:] if status == 0]
+    assert world.reached("machine") == world.reached("outside") == []
 
 
 @pytest.mark.parametrize(
