@@ -131,6 +131,11 @@ class HostProcess:
         """The process id."""
         return self._popen.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether `run` has not reaped it yet."""
+        return not self._ended.is_set()
+
     async def run(self, *, task_status: trio.TaskStatus[HostProcess] = trio.TASK_STATUS_IGNORED) -> int:
         """Wait for the end and reap; the return code as ``subprocess`` has it. One task must run this.
 

@@ -15,6 +15,7 @@ from iii_core.errors import SandboxError
 from iii_core.sandbox.host_processes import ProcessId
 from iii_core.sandbox.launcher import Boot, LaunchFailed
 from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
+from iii_sandbox_libvirt.shares import FAREWELL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from iii_sandbox_libvirt.connection import Connection
     from iii_sandbox_libvirt.places import Place
     from iii_sandbox_libvirt.render import Guest
+    from iii_sandbox_libvirt.shares import Shares
 
 LINK: Final = "link"
 CONSOLE: Final = "console"
@@ -45,6 +47,7 @@ class LibvirtBoot(Boot):
         link: socket.socket,
         stopped: trio.Event,
         gate: MachineGate | None,
+        shares: Shares,
     ) -> None:
         self.guest = guest
         self.name = guest.name
@@ -59,6 +62,7 @@ class LibvirtBoot(Boot):
         self._place = place
         self._stopped = stopped
         self._gate = gate
+        self._shares = shares
         self._pidfd = os.pidfd_open(self._qemu)
 
     async def run(self, records: ProcessRecords, *, task_status: trio.TaskStatus[None]) -> None:
@@ -75,6 +79,7 @@ class LibvirtBoot(Boot):
             await self._until_libvirt_knows()
             if self._gate is not None:
                 await self._gate.end()
+            await self._shares.end(patience=FAREWELL)
         if identity is not None:
             records.discard(identity)
         os.close(self._pidfd)
@@ -83,6 +88,12 @@ class LibvirtBoot(Boot):
                 ours.close()
         self._place.remove()
         self.ended.set()
+
+    async def end_without_shares(self) -> None:
+        """End it when the server of a mounted folder has ended: who looks into that folder now hangs."""
+        await self._shares.wait_any_ended()
+        with suppress(SandboxError):
+            await self.kill()
 
     @asynccontextmanager
     async def without_link(self) -> AsyncGenerator[None]:

@@ -76,8 +76,7 @@ async def open_driver(
             async with open_launched(
                 lambda nursery: LibvirtLauncher(
                     settings=settings,
-                    home=context.home,
-                    environ=context.environ,
+                    context=context,
                     emulator=emulator,
                     accelerator=accelerator,
                     connection=connection,

@@ -16,27 +16,36 @@ from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs, N
 from iii_sandbox_guest.disk import create_data_disk
 from iii_sandbox_guest.prepare import prepare_boot
 
+from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.launcher import Launcher
+from iii_core.sandbox.mounts import check_mounts
+from iii_core.sandbox.port import check_supported
 from iii_sandbox_libvirt import policy
 from iii_sandbox_libvirt.boots import CONSOLE, LINK, NETWORK, LibvirtBoot, accept
 from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
+from iii_sandbox_libvirt.needs import find_lacks
+from iii_sandbox_libvirt.places import ROOTS_FOLDER
 from iii_sandbox_libvirt.render import Disk, Guest, render
+from iii_sandbox_libvirt.shares import guest_mounts, open_shares
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
     from iii_sandbox_gate.machinegate import MachineGate
     from iii_sandbox_guest.prepare import BootFiles
 
+    from iii_core.records import OpenContext
     from iii_core.sandbox.console import Console
     from iii_core.sandbox.host_processes import ProcessRecords
     from iii_core.sandbox.port import Capability, Egress, SandboxSpec
     from iii_sandbox_libvirt.connection import Connection
     from iii_sandbox_libvirt.places import Place, Places
     from iii_sandbox_libvirt.policy import Accelerator, Settings
+    from iii_sandbox_libvirt.shares import Shares
 
 DATA_DISK: Final = "data.img"
+MOUNT_REMEDY: Final = "may this user make namespaces, and is /proc mounted without parts that are covered?"
 Begin: TypeAlias = "Callable[[Guest], Awaitable[trio.Event]]"
 
 
@@ -51,8 +60,7 @@ class LibvirtLauncher(Launcher):
         self,
         *,
         settings: Settings,
-        home: Path,
-        environ: Mapping[str, str],
+        context: OpenContext,
         emulator: Path,
         accelerator: Accelerator,
         connection: Connection,
@@ -62,8 +70,8 @@ class LibvirtLauncher(Launcher):
     ) -> None:
         self.embedded = settings.connection == policy.EMBEDDED
         self._settings = settings
-        self._home = home
-        self._environ = environ
+        self._context = context
+        self._environ = context.environ
         self._emulator = emulator
         self.accelerator = accelerator
         self.connection = connection
@@ -77,6 +85,15 @@ class LibvirtLauncher(Launcher):
         limits.check_limits(spec)
         if spec.egress is not None:
             check_egress(spec.egress, self.name, self._environ)
+        if spec.mounts:
+            lacks = find_lacks(self._environ)
+            check_supported(spec, self.capabilities - lacks.keys(), self.name, lacks)
+        self._check_mounts(spec)
+
+    def _check_mounts(self, spec: SandboxSpec) -> None:
+        context = self._context
+        private = (context.home, context.state_dir, context.runtime_dir, spec.writable_dir, spec.console, ROOTS_FOLDER)
+        check_mounts(spec.mounts, private)
 
     async def prepare(self, spec: SandboxSpec) -> None:
         """See `Launcher.prepare`: makes the disk that takes what the guest writes."""
@@ -90,11 +107,16 @@ class LibvirtLauncher(Launcher):
 
     async def launch_by(self, begin: Begin, spec: SandboxSpec, console: Console) -> LibvirtBoot:
         """As `launch`; ``begin`` makes libvirt begin the domain."""
+        self._check_mounts(spec)  # again: links may lead elsewhere by now
         files = await self.files(spec)
         place = self._places.make(spec.id)
         try:
-            async with self._gate(spec, console) as gate:
-                return await self._launch_in(place, begin, self._guest(place, spec, files), console, gate)
+            async with (
+                self._gate(spec, console) as gate,
+                open_shares(spec.mounts, place, console, self._records, self._nursery) as shares,
+            ):
+                guest = self._guest(place, spec, files, shares)
+                return await self._launch_in(place, begin, guest, console, gate, shares)
         except BaseException:
             place.remove()
             raise
@@ -116,8 +138,13 @@ class LibvirtLauncher(Launcher):
 
     async def files(self, spec: SandboxSpec) -> BootFiles:
         """What a sandbox boots."""
-        needs = Needs(image_format=spec.root.format, pids=spec.limits.pids, network=_network(spec.egress))
-        prepare = partial(prepare_boot, self._home, needs=needs, kernel=self._settings.kernel_path)
+        needs = Needs(
+            image_format=spec.root.format,
+            pids=spec.limits.pids,
+            network=_network(spec.egress),
+            mounts=guest_mounts(spec.mounts),
+        )
+        prepare = partial(prepare_boot, self._context.home, needs=needs, kernel=self._settings.kernel_path)
         return await trio.to_thread.run_sync(prepare)
 
     async def versions(self) -> tuple[str, str]:
@@ -131,7 +158,7 @@ class LibvirtLauncher(Launcher):
         return await self.connection.create(guest.name, render(guest), autodestroy=not self.embedded)
 
     async def _launch_in(
-        self, place: Place, begin: Begin, guest: Guest, console: Console, gate: MachineGate | None
+        self, place: Place, begin: Begin, guest: Guest, console: Console, gate: MachineGate | None, shares: Shares
     ) -> LibvirtBoot:
         with ExitStack() as listening, ExitStack() as connected:
             names = (LINK, CONSOLE, *(() if gate is None else (NETWORK,)))
@@ -141,7 +168,7 @@ class LibvirtLauncher(Launcher):
                 link, talking, *card = [connected.enter_context(await accept(listener)) for listener in listeners]
                 if gate is not None:
                     gate.connect(card[0])
-                boot = LibvirtBoot(guest, self.connection, place, link, stopped, gate)
+                boot = LibvirtBoot(guest, self.connection, place, link, stopped, gate, shares)
             except BaseException:
                 with trio.move_on_after(DESTROY_TIMEOUT, shield=True):
                     await self.connection.destroy(guest.name)
@@ -150,9 +177,11 @@ class LibvirtLauncher(Launcher):
         self._nursery.start_soon(console.take, trio.SocketStream(trio.socket.from_stdlib_socket(talking)))
         with trio.CancelScope(shield=True):
             await self._nursery.start(boot.run, self._records)
+        if shares.devices:
+            self._nursery.start_soon(boot.end_without_shares)
         return boot
 
-    def _guest(self, place: Place, spec: SandboxSpec, files: BootFiles) -> Guest:
+    def _guest(self, place: Place, spec: SandboxSpec, files: BootFiles, shares: Shares) -> Guest:
         data = spec.writable_dir / DATA_DISK
         place.give(data)
         return Guest(
@@ -172,6 +201,7 @@ class LibvirtLauncher(Launcher):
             port=LINK_PORT,
             console=place.path(CONSOLE),
             network=place.path(NETWORK) if spec.egress is not None else None,
+            shares=shares.devices,
             keep_owners=place.user is not None and not place.binds,
         )
 
@@ -181,9 +211,19 @@ class LibvirtLauncher(Launcher):
 
     def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.notes`."""
+        found: list[str] = []
         if self.accelerator is policy.Accelerator.TCG:
-            return ("the guest's processor is emulated (TCG), which is slow: KVM does not work here",)
-        return ()
+            found.append("the guest's processor is emulated (TCG), which is slow: KVM does not work here")
+        if any(mount.writable for mount in spec.mounts):
+            found.append(
+                f"root of the sandbox is user id {SANDBOX_IDS} of this machine: it may write to a mounted folder only "
+                "where that id, or everybody, may"
+            )
+        return tuple(found)
+
+    def remedy(self, said: str) -> str | None:
+        """See `Launcher.remedy`."""
+        return MOUNT_REMEDY if "virtiofsd" in said else None
 
 
 def _network(egress: Egress | None) -> Network | None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from iii_core.errors import SandboxError
-
-_MS_BIND: Final = 4096
-_MNT_DETACH: Final = 2
+from iii_sandbox_libvirt import linux
 
 
 def have_own() -> bool:
@@ -23,14 +20,18 @@ def have_own() -> bool:
 
 def bind(source: Path, target: Path) -> None:
     """Show ``source`` at ``target`` too. Raises `SandboxError`."""
-    if _libc().mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise SandboxError(f"cannot show {source} to QEMU: {reason}", details={"path": str(source)})
+    try:
+        linux.mount(str(source), str(target), None, linux.MS_BIND)
+    except OSError as error:
+        raise SandboxError(
+            f"cannot show {source} to QEMU: {os.strerror(error.errno or 0)}", details={"path": str(source)}
+        ) from error
 
 
 def unbind(target: Path) -> None:
     """Undo `bind`; does nothing where there is no mount."""
-    _libc().umount2(os.fsencode(target), _MNT_DETACH)
+    with suppress(OSError):
+        linux.unmount(str(target))
 
 
 def below(folder: Path) -> list[Path]:
@@ -38,7 +39,3 @@ def below(folder: Path) -> list[Path]:
     table = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     points = (Path(line.split()[4]) for line in table)
     return [point for point in points if point.is_relative_to(folder)]
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

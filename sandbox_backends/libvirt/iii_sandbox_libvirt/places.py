@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from iii_sandbox_libvirt.users import User
 
 KVM: Final = Path("/dev/kvm")
-_ROOTS_FOLDER: Final = Path("/run/iii-vm")
+ROOTS_FOLDER: Final = Path("/run/iii-vm")
 _LIBVIRT: Final = "libvirt"
 
 
@@ -94,7 +94,7 @@ class Places:
 
     def __init__(self, runtime_dir: Path, user: User | None, *, binds: bool, purpose: str) -> None:
         self._project = hashlib.sha256(os.fsencode(runtime_dir)).hexdigest()[:10]
-        self._top = runtime_dir / "vm" if user is None else _ROOTS_FOLDER / self._project
+        self._top = runtime_dir / "vm" if user is None else ROOTS_FOLDER / self._project
         self._purpose = purpose
         self._lease: int | None = None
         self.user: Final = user
@@ -155,8 +155,8 @@ class Places:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.user is None:
             return
-        _require_ours(_ROOTS_FOLDER)
-        while folder != _ROOTS_FOLDER.parent:
+        _require_ours(ROOTS_FOLDER)
+        while folder != ROOTS_FOLDER.parent:
             folder.chmod(0o711)
             folder = folder.parent
 

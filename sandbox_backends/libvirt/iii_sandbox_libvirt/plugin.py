@@ -6,12 +6,11 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from iii_sandbox_gate.needs import find_lack
-
 from iii_core import hookimpl
 from iii_core.records import Check, SandboxBackend
-from iii_core.sandbox.port import Capability, Isolation
-from iii_sandbox_libvirt.policy import ALL_CAPABILITIES, CAPABILITIES, Settings
+from iii_core.sandbox.port import Isolation
+from iii_sandbox_libvirt.needs import find_lacks
+from iii_sandbox_libvirt.policy import ALL_CAPABILITIES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
 @hookimpl
 def iii_sandbox_backends() -> Iterable[SandboxBackend]:
     """Declare the ``libvirt`` backend."""
-    lack = find_lack(os.environ)
+    lacks = find_lacks(os.environ)
     yield SandboxBackend(
         name="libvirt",
         summary="virtual machines through libvirt and QEMU: a kernel of their own; KVM, or slow emulation",
         isolation=Isolation.MICROVM,
         strength=50,
-        capabilities=CAPABILITIES if lack else ALL_CAPABILITIES,
-        lacks={Capability.EGRESS: lack} if lack else {},
+        capabilities=ALL_CAPABILITIES - lacks.keys(),
+        lacks=lacks,
         config=Settings,
         probe=_probe,
         open=_open,

@@ -101,15 +101,15 @@ found["of-the-dead"] = driver.is_abandoned(domain)
 found["of-others"] = [driver.is_abandoned(name) for name in ("other", "iii-0000000000-vm1-x", f"x{domain}", "")]
 driver.clear()
 found["bases"] = sorted(path.name for path in driver.base.parent.iterdir())
-found["mounts-of-the-dead"] = [str(path) for path in mounts.below(places._ROOTS_FOLDER) if path.parts[-3:-1]]
+found["mounts-of-the-dead"] = [str(path) for path in mounts.below(places.ROOTS_FOLDER) if path.parts[-3:-1]]
 driver.close()
 driver.close()
 found["after-close"] = sorted(str(path) for path in driver.base.parent.iterdir())
 
 unbound = Place(folder, user, binds=False)
 found["unbound"] = told(lambda: unbound.show("shared", shared))
-shutil.rmtree(places._ROOTS_FOLDER)
-places._ROOTS_FOLDER.mkdir()
-os.chown(places._ROOTS_FOLDER, 65534, 65534)
+shutil.rmtree(places.ROOTS_FOLDER)
+places.ROOTS_FOLDER.mkdir()
+os.chown(places.ROOTS_FOLDER, 65534, 65534)
 found["foreign"] = told(Places(runtime, user, binds=True, purpose="vm").open)
 print(json.dumps(found))
