@@ -106,7 +106,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.name,
         f"{row.ours:.4g} {row.unit}",
         f"{row.reference:.4g} {row.unit}",
-        f"{row.ratio:.2f}",
+        f"{row.ratio:.3g}",
         f"{sign} {row.aim:g}",
         "yes" if row.met else "no",
         row.reference_name,
