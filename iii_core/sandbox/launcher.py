@@ -93,6 +93,10 @@ class Launcher(ABC):
         """See `SandboxState.notes`."""
         return ()
 
+    def not_saveable(self, spec: SandboxSpec) -> str | None:
+        """See `SandboxState.not_saveable`."""
+        return None
+
     def single_user(self, spec: SandboxSpec) -> bool:
         """See `SandboxState.single_user`."""
         return False

@@ -172,6 +172,7 @@ class LaunchedSandbox:
             unenforced=self._launcher.unenforced(self.spec),
             notes=self._launcher.notes(self.spec),
             single_user=self._launcher.single_user(self.spec),
+            not_saveable=self._launcher.not_saveable(self.spec),
         )
 
     async def _end(self) -> None:

@@ -145,6 +145,7 @@ class SandboxState:
         unenforced: the limits that this machine cannot enforce, in words for the user.
         notes: other things the user should know (such as a user that could not be mapped).
         single_user: inside there is no user id but 0, whatever user an image names.
+        not_saveable: why it cannot be saved, although its backend declares `Capability.SNAPSHOT`; None if it can.
     """
 
     phase: Phase
@@ -153,6 +154,7 @@ class SandboxState:
     unenforced: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     single_user: bool = False
+    not_saveable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +272,7 @@ class Snapshots(Protocol):
         """Save a running sandbox, memory and writable layer, into a folder that does not exist yet; it runs on.
 
         Its link breaks; `SandboxDriver.link` gives the next one. Raises `SandboxError` if it fails, and then leaves
-        no folder.
+        no folder; as when it is cancelled, the link may have broken by then: if so, there is a next one.
         """
         ...
 

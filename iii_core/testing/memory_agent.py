@@ -11,9 +11,12 @@ import os
 import signal
 import struct
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import trio
 
@@ -22,7 +25,7 @@ from iii_core.link.limits import LinkLimits
 from iii_core.link.mux import Closed, Data, Message, Mux, MuxStream, Role, open_mux
 from iii_core.sandbox import agent_wire as wire
 from iii_core.sandbox.agent_tunnel import TunnelStream
-from iii_core.sandbox.agent_wire import ExitStatus, Kind, Tag, TerminalSize
+from iii_core.sandbox.agent_wire import ExitStatus, Feature, Kind, Tag, TerminalSize
 
 CLAIM_TIMEOUT = 30.0
 _STDOUT, _STDERR = 1, 2
@@ -40,9 +43,11 @@ class MemoryProcess:
         argv, env, cwd, uid: as the host asked for.
         size: of its terminal, or None without one; changes when the host resizes it.
         root: the folder that stands for the sandbox's writable layer.
+        key: what it is kept under while no host has it.
+        restored: it goes on from a saved state. A program here begins anew then, for want of a machine.
     """
 
-    def __init__(self, guest: MemoryGuest, stream: MuxStream, fields: _Fields, pid: int) -> None:
+    def __init__(self, guest: MemoryGuest, fields: _Fields, pid: int, *, stream: MuxStream | None = None) -> None:
         self.argv = [value.decode() for value in fields[Tag.ARG]]
         self.env = dict(value.decode().split("=", 1) for value in fields.get(Tag.ENV, []))
         self.cwd = fields.get(Tag.CWD, [b"/workspace"])[-1].decode()
@@ -51,8 +56,12 @@ class MemoryProcess:
         self.root = guest.root
         self.pid = pid
         self._guest = guest
+        self._fields = fields
         self._stream = stream
+        self._stream_changed = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
+        self.key: str | None = None
+        self.restored = stream is None
         self._signal: int | None = None
         self._traps: dict[int, trio.Event] = {}
 
@@ -61,12 +70,22 @@ class MemoryProcess:
         return self.root / os.path.normpath(PurePosixPath("/", self.cwd, inside)).lstrip("/")
 
     async def write(self, data: bytes | bytearray, *, channel: int = _STDOUT) -> None:
-        """Write to stdout (1) or stderr (2); waits while nobody takes it."""
-        await self._stream.send_data(_STDOUT if self.size is not None else channel, data)
+        """Write to stdout (1) or stderr (2); waits while nobody takes it, or no host has this process.
+
+        What waits for credit when the host lets go of the process is written again.
+        """
+        while True:
+            stream = await self._host()
+            try:
+                await stream.send_data(_STDOUT if self.size is not None else channel, data)
+                return
+            except (LinkError, trio.ClosedResourceError):
+                if self._stream is stream:
+                    raise
 
     async def read(self) -> bytes:
         """The next input; empty at its end."""
-        item = await self._stream.receive()
+        item = await (await self._host()).receive()
         if isinstance(item, Closed):  # the host gave the process up: no end of input, but a kill
             self.kill(signal.SIGKILL)
             await trio.lowlevel.checkpoint()
@@ -95,6 +114,29 @@ class MemoryProcess:
             self.kill(_number(fields, Tag.SIGNAL, 0))
         elif kind == Kind.RESIZE and self.size is not None:
             self.size = _size(fields)
+        elif kind == Kind.RELEASE and self._stream is not None:
+            self._guest.keep(self, fields[Tag.KEY][-1].decode(), self._stream)
+            self._stream = None
+
+    def adopt(self, stream: MuxStream) -> None:
+        """For the agent: another host has it now."""
+        self.key, self._stream = None, stream
+        stream.divert_messages(self.take_message)
+        self._stream_changed.unpark_all()
+
+    def as_json(self) -> dict[str, object]:
+        """For the agent: what a saved state holds of it."""
+        fields = {str(tag): [value.hex() for value in values] for tag, values in self._fields.items()}
+        return {"pid": self.pid, "key": self.key, "fields": fields}
+
+    def _has_left(self, stream: MuxStream) -> bool:
+        return self._stream is not stream
+
+    async def _host(self) -> MuxStream:
+        """The stream of the host that has it, as soon as one does."""
+        while self._stream is None:
+            await self._stream_changed.park()
+        return self._stream
 
     async def run(self, program: Program) -> ExitStatus:
         """For the agent: run to the end."""
@@ -108,6 +150,15 @@ class MemoryProcess:
             return ExitStatus(0, self._signal)
         return ExitStatus((code or 0) & 0xFF)
 
+    async def say_end(self, status: ExitStatus) -> None:
+        """For the agent: tell the host how it ended, also one that comes later. Raises `LinkError`."""
+        stream = await self._host()
+        for channel in (_STDOUT,) if self.size is not None else (_STDOUT, _STDERR):
+            await stream.send_eof(channel)
+        end = (Tag.CODE, status.code) if status.signal is None else (Tag.SIGNAL, status.signal)
+        await stream.send_message(wire.encode(Kind.EXIT, [end]))
+        await stream.close()
+
     async def _run_program(self, program: Program) -> int | None:
         try:
             return await program(self)
@@ -117,38 +168,68 @@ class MemoryProcess:
             return 1
 
     async def _die_with_stream(self) -> None:
-        try:
-            await self._stream.until(lambda: False)
-        except LinkError:
-            self.kill(signal.SIGKILL)
+        while True:
+            stream = await self._host()
+            try:
+                await stream.until(partial(self._has_left, stream))
+            except LinkError:
+                if self._stream is stream:
+                    return self.kill(signal.SIGKILL)
 
 
 class MemoryGuest:
-    """One booted guest. ``say`` writes a line on its console; ``root`` is its writable layer."""
+    """One booted guest. ``say`` writes a line on its console; ``root`` is its writable layer.
 
-    def __init__(self, programs: Mapping[str, Program], root: Path, say: Callable[[str], None]) -> None:
+    ``saved`` are the processes of a saved state, which wait to be adopted.
+    """
+
+    def __init__(
+        self,
+        programs: Mapping[str, Program],
+        root: Path,
+        say: Callable[[str], None],
+        saved: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
         self.root = root
+        self.links: deque[trio.abc.Stream] = deque()
         self._programs = programs
         self._say = say
+        self._saved = [self._restore(process) for process in saved]
         self._processes: set[MemoryProcess] = set()
-        self._last_pid = 1
+        self._last_pid = max((process.pid for process in self._saved), default=1)
         self._ports: set[int] = set()
         self._control: MuxStream | None = None
+        self._configured = trio.lowlevel.ParkingLot()
         self._waiting: dict[int, _Connection] = {}
         self._last_connection = 0
         self._ended = trio.lowlevel.ParkingLot()
         self._exit = "exit 3"  # unless it is asked to power off, its link's end is its own
+        self._nursery: trio.Nursery | None = None
 
-    async def run(self, stream: trio.abc.Stream) -> str:
-        """Be the guest until it powers off or its link ends; how it ended (``exit 0``, ``exit 3``)."""
+    @property
+    def kept(self) -> list[MemoryProcess]:
+        """The processes that a host has released."""
+        return [process for process in self._processes if process.key is not None]
+
+    async def run(self) -> str:
+        """Be the guest until it powers off or there is no further one of `links`; how it ended."""
+        async with trio.open_nursery() as self._nursery:
+            for process in self._saved:
+                self._nursery.start_soon(self._run_to_the_end, process)
+            while self.links and self._exit != "exit 0":
+                await self._serve_link(self.links.popleft())
+            self._nursery.cancel_scope.cancel()
+        return self._exit
+
+    async def _serve_link(self, stream: trio.abc.Stream) -> None:
         try:
             async with open_mux(stream, role=Role.ACCEPTOR, limits=LinkLimits(max_message=64 << 10)) as mux:
                 await self._serve(mux)
         except LinkError as error:
             self._say(f"agent: {error.message}")
-        return self._exit
 
     async def _serve(self, mux: Mux) -> None:
+        assert self._nursery is not None
         async with trio.open_nursery() as nursery:
             async for payload, stream in mux.incoming:
                 kind, fields = _decode(payload)
@@ -156,7 +237,9 @@ class MemoryGuest:
                     case Kind.CONTROL:
                         nursery.start_soon(self._attend, stream, fields, nursery.cancel_scope)
                     case Kind.PROCESS:
-                        nursery.start_soon(self._run_process, stream, fields)
+                        self._nursery.start_soon(self._begin, stream, fields)
+                    case Kind.ADOPT:
+                        self._nursery.start_soon(self._adopt, stream, fields[Tag.KEY][-1].decode())
                     case Kind.TUNNEL if waiting := self._waiting.pop(_number(fields, Tag.CONNECTION_ID, 0), None):
                         waiting.claim(stream)
                     case _:
@@ -165,11 +248,12 @@ class MemoryGuest:
 
     async def _attend(self, control: MuxStream, fields: _Fields, powered_off: trio.CancelScope) -> None:
         """The control stream."""
-        self._control = control
-        self._ports = {int.from_bytes(value, "little") for value in fields.get(Tag.PORT, [])}
-        ready: list[wire.Field] = [(Tag.VERSION, wire.VERSION), (Tag.FEATURES, 0), (Tag.PID, 1)]
+        ready: list[wire.Field] = [(Tag.VERSION, wire.VERSION), (Tag.FEATURES, Feature.ADOPT), (Tag.PID, 1)]
         try:
             await control.send_message(wire.encode(Kind.READY, ready))
+            self._ports = {int.from_bytes(value, "little") for value in fields.get(Tag.PORT, [])}
+            self._control = control
+            self._configured.unpark_all()
             while not isinstance(item := await control.receive(), Closed):
                 if isinstance(item, Message):
                     kind, fields = _decode(item.payload)
@@ -177,9 +261,11 @@ class MemoryGuest:
                         await self._power_off(_number(fields, Tag.GRACE_MS, 0) / 1000)
                         powered_off.cancel()
                         return
+            self._ports = set()
         except LinkError:
             pass
-        self._ports = set()
+        finally:
+            self._control = None
 
     async def _power_off(self, grace: float) -> None:
         for process in self._processes:
@@ -189,72 +275,110 @@ class MemoryGuest:
                 await self._ended.park()
         self._exit = "exit 0"
 
-    async def _run_process(self, stream: MuxStream, fields: _Fields) -> None:
+    async def _begin(self, stream: MuxStream, fields: _Fields) -> None:
         stream.hold_close()
         self._last_pid += 1
-        process = MemoryProcess(self, stream, fields, self._last_pid)
-        program = self._programs.get(process.argv[0].rsplit("/", 1)[-1])
-        try:
-            if program is None:
-                failure: list[wire.Field] = [
-                    (Tag.ERRNO, errno.ENOENT),
-                    (Tag.TEXT, f"{process.argv[0]}: No such file or directory"),
-                ]
-                await stream.send_message(wire.encode(Kind.SPAWN_ERROR, failure))
-            else:
-                await self._run_to_the_end(process, program, stream)
-        except LinkError:
-            return  # the link is gone, and the guest with it
-        await stream.close()
-
-    async def _run_to_the_end(self, process: MemoryProcess, program: Program, stream: MuxStream) -> None:
-        await stream.send_message(wire.encode(Kind.STARTED, [(Tag.PID, process.pid)]))
+        process = MemoryProcess(self, fields, self._last_pid, stream=stream)
+        if self._program_of(process) is None:
+            await _refuse(stream, errno.ENOENT, f"{process.argv[0]}: No such file or directory")
+            return
+        with suppress(LinkError):
+            await _tell_started(stream, process)
         stream.divert_messages(process.take_message)
+        await self._run_to_the_end(process)
+
+    def _program_of(self, process: MemoryProcess) -> Program | None:
+        return self._programs.get(process.argv[0].rsplit("/", 1)[-1])
+
+    def _restore(self, saved: Mapping[str, Any]) -> MemoryProcess:
+        fields = {int(tag): [bytes.fromhex(value) for value in values] for tag, values in saved["fields"].items()}
+        process = MemoryProcess(self, fields, saved["pid"])
+        process.key = saved["key"]
+        return process
+
+    def keep(self, process: MemoryProcess, key: str, stream: MuxStream) -> None:
+        """The host lets go of a process. Raises `LinkError` for a key that is taken."""
+        if any(other.key == key for other in self._processes):
+            raise LinkError(f"a process is kept under {key!r} already")
+        process.key = key
+        assert self._nursery is not None
+        self._nursery.start_soon(stream.close)  # after what it has sent
+
+    async def _adopt(self, stream: MuxStream, key: str) -> None:
+        stream.hold_close()
+        found = [process for process in self._processes if process.key == key]
+        if not found:
+            await _refuse(stream, errno.ESRCH, "no process is kept under that key")
+            return
+        with suppress(LinkError):
+            await _tell_started(stream, found[0])
+            found[0].adopt(stream)
+
+    async def _run_to_the_end(self, process: MemoryProcess) -> None:
+        program = self._program_of(process)
+        assert program is not None
         self._processes.add(process)
         try:
             status = await process.run(program)
+            await process.say_end(status)
+        except LinkError:
+            pass  # nobody is there to hear of it
         finally:
             self._processes.discard(process)
             self._ended.unpark_all()
-        for channel in (_STDOUT,) if process.size is not None else (_STDOUT, _STDERR):
-            await stream.send_eof(channel)
-        end = (Tag.CODE, status.code) if status.signal is None else (Tag.SIGNAL, status.signal)
-        await stream.send_message(wire.encode(Kind.EXIT, [end]))
 
     async def connect(self, port: int) -> trio.abc.HalfCloseableStream:
         """See `MemoryProcess.connect`."""
-        if port not in self._ports or self._control is None:
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        if port not in self._ports:
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on port {port} in the sandbox")
+        waiting = _Connection()
+        with trio.move_on_after(CLAIM_TIMEOUT):
+            while waiting.stream is None:
+                await self._announce(waiting, port)
+        if waiting.stream is None:
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was not taken")
+        return TunnelStream(waiting.stream, port)
+
+    async def _announce(self, waiting: _Connection, port: int) -> None:
+        """Tell the host, and wait until it has claimed the connection, or until another one comes in its place."""
+        while (control := self._control) is None:
+            await self._configured.park()
         self._last_connection += 1
         number = self._last_connection
-        waiting = self._waiting[number] = _Connection()
+        self._waiting[number] = waiting
+        waiting.changed = control.notify
         try:
             message = wire.encode(Kind.CONNECTION, [(Tag.CONNECTION_ID, number), (Tag.PORT, port)])
-            await self._control.send_message(message)
-            with trio.fail_after(CLAIM_TIMEOUT):
-                return TunnelStream(await waiting.claimed(), port)
-        except (LinkError, trio.TooSlowError) as error:
-            raise ConnectionResetError(errno.ECONNRESET, "the connection was not taken") from error
+            await control.send_message(message)
+            await control.until(lambda: waiting.stream is not None or self._control is not control)
+        except LinkError:
+            if self._control is control:
+                self._control = None
         finally:
             self._waiting.pop(number, None)
 
 
 class _Connection:
-    """A connection that was announced to the host."""
+    """A connection that was announced to the host; ``changed`` is called when it has been claimed."""
 
     def __init__(self) -> None:
-        self._event = trio.Event()
-        self._stream: MuxStream | None = None
+        self.stream: MuxStream | None = None
+        self.changed: Callable[[], None] = lambda: None
 
     def claim(self, stream: MuxStream) -> None:
-        self._stream = stream
-        self._event.set()
+        self.stream = stream
+        self.changed()
 
-    async def claimed(self) -> MuxStream:
-        await self._event.wait()
-        assert self._stream is not None
-        return self._stream
+
+async def _tell_started(stream: MuxStream, process: MemoryProcess) -> None:
+    await stream.send_message(wire.encode(Kind.STARTED, [(Tag.PID, process.pid)]))
+
+
+async def _refuse(stream: MuxStream, number: int, text: str) -> None:
+    with suppress(LinkError):
+        await stream.send_message(wire.encode(Kind.SPAWN_ERROR, [(Tag.ERRNO, number), (Tag.TEXT, text)]))
+        await stream.close()
 
 
 def _decode(payload: bytes) -> tuple[int, _Fields]:

@@ -12,7 +12,8 @@ backends::
     async with open_inline_host({"memory": backend.record()}, context) as host:
         driver = await host.driver("memory")
 
-Faults on demand: `MemoryBackend.boot_error`, `MemoryBackend.boot_delay`, `MemoryBackend.crash`.
+Faults on demand: `MemoryBackend.boot_error`, `MemoryBackend.boot_delay`, `MemoryBackend.save_error`,
+`MemoryBackend.crash`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import re
 import shutil
 import socket
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -42,10 +45,11 @@ from iii_core.sandbox.port import (
 )
 from iii_core.testing.memory_agent import MemoryGuest, MemoryProcess, Program
 from iii_core.testing.memory_programs import PROGRAMS
+from iii_core.testing.memory_snapshots import new_folder, read_state, replace_layer, write_state
 
 __all__ = ["MemoryBackend", "MemoryProcess", "Program"]
 
-CAPABILITIES = frozenset({Capability.USER_RANGE})
+CAPABILITIES = frozenset({Capability.USER_RANGE, Capability.SNAPSHOT})
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _CONSOLE_TAIL = 4096
 
@@ -57,6 +61,8 @@ class MemoryBackend:
         programs: what can be started inside, by the last part of ``argv[0]``; `memory_programs.PROGRAMS` come on top.
         boot_error: while set, boots fail with it as their console.
         boot_delay: seconds that a boot takes.
+        save_error: while set, sandboxes cannot be saved, for that reason.
+        save_delay: seconds that saving takes, in which there is no link.
         probe_result: what the backend says of itself.
         single_user: what `SandboxState.single_user` says.
     """
@@ -65,6 +71,8 @@ class MemoryBackend:
         self.programs: dict[str, Program] = {**PROGRAMS, **(programs or {})}
         self.boot_error: str | None = None
         self.boot_delay = 0.0
+        self.save_error: str | None = None
+        self.save_delay = 0.0
         self.probe_result = ProbeResult(ok=True)
         self.single_user = False
         self._drivers: set[_MemoryDriver] = set()
@@ -116,12 +124,26 @@ class MemoryBackend:
 class _Boot:
     """A running guest."""
 
-    def __init__(self) -> None:
+    def __init__(self, guest: MemoryGuest) -> None:
+        self.guest = guest
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.link: socket.socket | None = None
+        self.current: trio.SocketStream | None = None
         self.exit = "signal 9"
         self.frozen = False
+
+    def connect(self) -> None:
+        """Make a link, in the place of the one before."""
+        if self.link is not None:
+            self.link.close()
+        self.link, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        before, self.current = self.current, trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+        self.guest.links.append(_BootStream(self.current, self))
+        if before is not None:
+            with suppress(OSError):  # it may be closed by now
+                before.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _BootStream(trio.abc.Stream):
@@ -193,6 +215,17 @@ class _MemoryDriver(SandboxDriver):
         self._sandboxes[spec.id] = _Sandbox(spec)
 
     async def start(self, sandbox_id: str) -> None:
+        async with self._about_to_boot(sandbox_id) as sandbox:
+            self._boot(sandbox)
+
+    async def restore(self, sandbox_id: str, folder: Path) -> None:
+        async with self._about_to_boot(sandbox_id) as sandbox:
+            processes = read_state(folder, sandbox.spec)
+            replace_layer(folder, sandbox.spec)
+            self._boot(sandbox, processes)
+
+    @asynccontextmanager
+    async def _about_to_boot(self, sandbox_id: str) -> AsyncGenerator[_Sandbox]:
         sandbox = self._find(sandbox_id)
         async with sandbox.lock:
             if sandbox.destroyed:
@@ -207,23 +240,23 @@ class _MemoryDriver(SandboxDriver):
                     f"sandbox {sandbox_id!r} ended while booting: {self._backend.boot_error}",
                     details={**sandbox.details(), "console": self._backend.boot_error},
                 )
-            sandbox.end_wanted = False
-            sandbox.phase = Phase.RUNNING
-            sandbox.boot = _Boot()
-            self._nursery.start_soon(self._run, sandbox, sandbox.boot, self._connect(sandbox.boot))
+            yield sandbox
 
-    def _connect(self, boot: _Boot) -> trio.SocketStream:
-        boot.link, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        return trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+    def _boot(self, sandbox: _Sandbox, processes: list[dict[str, Any]] | None = None) -> None:
+        sandbox.end_wanted = False
+        sandbox.phase = Phase.RUNNING
+        guest = MemoryGuest(self._backend.programs, sandbox.spec.writable_dir, sandbox.say, processes or ())
+        sandbox.boot = _Boot(guest)
+        sandbox.boot.connect()
+        self._nursery.start_soon(self._run, sandbox, sandbox.boot)
 
-    async def _run(self, sandbox: _Sandbox, boot: _Boot, stream: trio.SocketStream) -> None:
-        guest = MemoryGuest(self._backend.programs, sandbox.spec.writable_dir, sandbox.say)
+    async def _run(self, sandbox: _Sandbox, boot: _Boot) -> None:
         try:
             with boot.scope:
-                boot.exit = await guest.run(_BootStream(stream, boot))
+                boot.exit = await boot.guest.run()
         finally:
-            stream.socket.close()  # it may have been cancelled before it was the guest's
+            if boot.current is not None:
+                boot.current.socket.close()  # it may have been cancelled before it was the guest's
             if boot.link is not None:
                 boot.link.close()
                 boot.link = None
@@ -233,6 +266,21 @@ class _MemoryDriver(SandboxDriver):
             if not sandbox.end_wanted:
                 tail = sandbox.spec.console.read_bytes()[-_CONSOLE_TAIL:].decode(errors="replace")
                 self._queue.publish(SandboxEvent(id=sandbox.spec.id, exit=boot.exit, console_tail=tail))
+
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        sandbox = self._find(sandbox_id)
+        async with sandbox.lock:
+            boot = sandbox.boot
+            if boot is None:
+                raise SandboxError(f"sandbox {sandbox_id!r} does not run", details=sandbox.details())
+            if self._backend.save_error is not None:
+                raise SandboxError(self._backend.save_error, details=sandbox.details())
+            with new_folder(folder) as fresh:
+                boot.connect()
+                write_state(fresh, sandbox.spec, [process.as_json() for process in boot.guest.kept])
+                await trio.sleep(self._backend.save_delay)
+                if boot.ended.is_set():
+                    raise SandboxError(f"sandbox {sandbox_id!r} ended while it was saved", details=sandbox.details())
 
     async def link(self, sandbox_id: str) -> socket.socket:
         await trio.lowlevel.checkpoint()

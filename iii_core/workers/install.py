@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from iii_core.errors import PluginMissing, WorkerAlreadyExists, WorkerNotInstalled
+from iii_core.errors import ConfigIoError, PluginMissing, WorkerAlreadyExists, WorkerNotInstalled
 from iii_core.project.config import WorkerEntry, load_config
 from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
 from iii_core.project.expand import expand
+from iii_core.project.files import hint_for
 from iii_core.project.lock import Lock, load_lock, with_image, without_worker
 from iii_core.project.names import check_name
+from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
 from iii_core.workers.writable import drop_writable
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class Installed:
     """What `add_worker` did. ``status`` follows ``worker::add`` of spec worker-cli §9.6.
 
     ``config`` is what happened to the entry in config.yaml, ``lock_changed`` whether iii.lock is another one now, and
-    ``replaces`` the other source that the worker of this name came from until now.
+    ``replaces`` the other source that the worker of this name came from until now. ``snapshot_dropped``: it had a
+    snapshot, which was of what it was before.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Installed:
     config: str
     lock_changed: bool
     replaces: str | None
+    snapshot_dropped: bool = False
 
     @property
     def status(self) -> Literal["installed", "already_current", "replaced"]:
@@ -64,6 +68,7 @@ class Installed:
             "config": self.config,
             "lock_changed": self.lock_changed,
             "replaces": self.replaces,
+            "snapshot_dropped": self.snapshot_dropped,
         }
 
 
@@ -119,12 +124,14 @@ async def add_worker(
         return with_image(lock, name, locked, image.pin, image.hints.version if image.hints else None)
 
     edited = await trio.to_thread.run_sync(partial(edit_config, project, edit, pin=pin))
+    outdated = (edited.action != "unchanged" or edited.lock_changed) and await drop_snapshot(project, name)
     return Installed(
         name=name,
         image=image,
         config=edited.action,
         lock_changed=edited.lock_changed,
         replaces=before.image if before and before.image != entry["image"] else None,
+        snapshot_dropped=outdated,
     )
 
 
@@ -147,6 +154,19 @@ async def remove_from_project(project: Project, name: str) -> bool:
 async def drop_layers(project: Project, name: str) -> None:
     """Delete a removed worker's writable layers."""
     await trio.to_thread.run_sync(drop_writable, project.state_dir / WRITABLE_FOLDER / check_name(name))
+
+
+async def drop_snapshot(project: Project, name: str) -> bool:
+    """Delete a worker's snapshot; whether there was one.
+
+    Raises:
+        ConfigIoError: it cannot be deleted.
+    """
+    store = SnapshotStore(project.state_dir / SNAPSHOTS_FOLDER / check_name(name))
+    try:
+        return await trio.to_thread.run_sync(store.drop)
+    except OSError as error:
+        raise ConfigIoError(f"the snapshot of {name!r} cannot be deleted: {error}", hint=hint_for(error)) from error
 
 
 def _declared(project: Project, name: str) -> WorkerEntry | None:

@@ -12,6 +12,7 @@ from iii_core.errors import IIIError, PluginMissing, UnsupportedOperation
 from iii_core.project.edit import not_in_config
 from iii_core.workers.check import check_sandbox
 from iii_core.workers.run import STOP_GRACE, RunPlaces
+from iii_core.workers.snapshots import SNAPSHOTS_FOLDER
 from iii_core.workers.spec import sandbox_id
 from iii_core.workers.supervisor import Supervisor
 
@@ -102,6 +103,7 @@ class WorkerManager:
 
     async def _supervise(self, entry: _Supervised) -> None:
         with entry.scope:
+            await trio.to_thread.run_sync(entry.supervisor.snapshots.sweep)  # what an engine that died has left
             await entry.supervisor.run()
 
     async def _end(self, names: list[str]) -> None:
@@ -119,4 +121,5 @@ class WorkerManager:
             logs=self._state_dir / "logs" / name,
             writable=self._state_dir / "writable" / name,
             console=self._state_dir / "logs" / name / "console.log",
+            snapshots=self._state_dir / SNAPSHOTS_FOLDER / name,
         )

@@ -14,7 +14,7 @@ from iii_core.project.edit import not_in_config
 from iii_core.project.lock import pin_of
 from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
-from iii_core.workers.install import add_worker, drop_layers, remove_from_project
+from iii_core.workers.install import add_worker, drop_layers, drop_snapshot, remove_from_project
 from iii_core.workers.logs import tails
 from iii_core.workers.stats import stats_of
 
@@ -89,6 +89,13 @@ class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     wait: bool = True
     timeout: float = READY_TIMEOUT
+    cold: bool = False
+
+
+class _Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    remove: bool = False
+    timeout: float = READY_TIMEOUT
 
 
 class _Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +118,7 @@ class WorkerOperations:
             "worker.list": Operation(self.list),
             "worker.remove": Operation(self.remove),
             "worker.restart": Operation(self.restart),
+            "worker.snapshot": Operation(self.snapshot),
             "worker.start": Operation(self.start),
             "worker.stats": Operation(self.stats),
             "worker.status": Operation(self.status),
@@ -138,6 +146,7 @@ class WorkerOperations:
         await trio.lowlevel.checkpoint()
         return {
             **(self._supervisor(name).as_json() if entry.managed else self._row(entry)),
+            "snapshot": self._supervisor(name).snapshots.facts() if entry.managed else None,
             "type": entry.kind,
             "source": entry.image or entry.worker_path,
             "pin": pin_of(self._app.lock, name),
@@ -190,13 +199,14 @@ class WorkerOperations:
         return row
 
     async def remove(self, call: Call) -> dict[str, Any]:
-        """Take workers out of config.yaml and iii.lock, end them, and delete their writable layers."""
+        """Take workers out of config.yaml and iii.lock, end them, and delete their writable layers and snapshots."""
         rows: list[dict[str, Any]] = []
         for name in _arguments(call, _Names).names:
             try:
                 unlocked = await remove_from_project(self._app.project, name)
                 await self._app.reload()
                 await drop_layers(self._app.project, name)
+                await drop_snapshot(self._app.project, name)
                 rows.append({"name": name, "removed": True, "lock_changed": unlocked})
             except IIIError as error:
                 rows.append({"name": name, "removed": False, "error": _error(error)})
@@ -206,14 +216,14 @@ class WorkerOperations:
         """Start a stopped or failed worker; a running one is left as it is."""
         request = _arguments(call, _Start)
         supervisor = self._supervisor(request.name)
-        supervisor.start()
+        supervisor.start(cold=request.cold)
         return await self._started(supervisor, request)
 
     async def restart(self, call: Call) -> dict[str, Any]:
         """Stop, then start."""
         request = _arguments(call, _Start)
         supervisor = self._supervisor(request.name)
-        supervisor.restart()
+        supervisor.restart(cold=request.cold)
         return await self._started(supervisor, request)
 
     async def _started(self, supervisor: Supervisor, request: _Start) -> dict[str, Any]:
@@ -222,6 +232,16 @@ class WorkerOperations:
         else:
             await trio.lowlevel.checkpoint()
         return supervisor.as_json()
+
+    async def snapshot(self, call: Call) -> dict[str, Any]:
+        """Save a running worker, to start from there, and wait until it is ready again; or delete what was saved."""
+        request = _arguments(call, _Snapshot)
+        supervisor = self._supervisor(request.name)
+        if request.remove:
+            return {"name": request.name, "removed": await drop_snapshot(self._app.project, request.name)}
+        facts = await supervisor.snapshot()
+        await supervisor.ready(request.timeout)
+        return {"name": request.name, **facts}
 
     async def stop(self, call: Call) -> dict[str, Any]:
         """Stop a worker until it is started again; config.yaml is not changed."""

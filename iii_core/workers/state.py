@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Phase(enum.StrEnum):
     """Where a managed worker is. ``list`` shows the value.
 
-    ``running`` means ready: the engine sees the worker. ``starting`` has a process the engine does not see (yet).
+    ``running`` means ready: the engine sees the worker. ``starting`` has a process the engine does not see (yet),
+    ``saving`` one that is about to stand still for a moment.
     """
 
     STOPPED = "stopped"
@@ -25,6 +26,7 @@ class Phase(enum.StrEnum):
     BOOTING = "booting"
     STARTING = "starting"
     RUNNING = "running"
+    SAVING = "saving"
     STOPPING = "stopping"
     RESTARTING = "restarting"
     FAILED = "failed"
@@ -42,13 +44,14 @@ class Phase(enum.StrEnum):
 
 @dataclass(slots=True)
 class WorkerState:
-    """Facts of one run, filled in as they become known."""
+    """Facts of one run, filled in as they become known. ``warm``: it was started from a snapshot."""
 
     image: Image | None = None
     backend: SandboxBackend | None = None
     sandbox: SandboxState | None = None
     process_pid: int | None = None
     notes: tuple[str, ...] = ()
+    warm: bool = False
 
     def describe(self, *, image: Image, backend: OpenBackend, plan: WorkerPlan) -> None:
         """Note what the run is made of."""
@@ -67,6 +70,7 @@ class WorkerState:
             "backend": self.backend.name if self.backend else None,
             "isolation": self.backend.isolation.value if self.backend else None,
             "pid": self.pid,
+            "warm": self.warm,
             "unenforced": list(sandbox.unenforced) if sandbox else [],
             "notes": [*self.notes, *(sandbox.notes if sandbox else ())],
         }

@@ -27,6 +27,8 @@ from iii_core.errors import (
     leading_error,
 )
 from iii_core.workers.run import RunPlaces, WorkerRun
+from iii_core.workers.saving import take_snapshot
+from iii_core.workers.snapshots import SnapshotStore
 from iii_core.workers.state import History, Phase, WorkerState
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Supervisor:
         self._wanted = True
         self._phase = Phase.PREPARING
         self._hurry = False
+        self._warm = True
         self._changed = trio.lowlevel.ParkingLot()
         self._run: WorkerRun | None = None
         self._delay = FIRST_DELAY
@@ -120,9 +123,13 @@ class Supervisor:
             elif failure is not None:
                 await self._back_off(failure)
 
-    def start(self) -> None:
-        """Want the worker running; forgives earlier failures. Does nothing to a live one."""
+    def start(self, *, cold: bool = False) -> None:
+        """Want the worker running; forgives earlier failures. Does nothing to a live one.
+
+        ``cold``: not from its snapshot.
+        """
         self._wanted = self._hurry = True
+        self._warm = not cold
         self._delay = FIRST_DELAY
         if not self._phase.alive:
             self._report(Phase.PREPARING)
@@ -155,12 +162,27 @@ class Supervisor:
         """The spec in use is the declared one (again)."""
         self._refused = None
 
-    def restart(self) -> None:
-        """End the current run, if any, and begin another."""
+    def restart(self, *, cold: bool = False) -> None:
+        """End the current run, if any, and begin another; ``cold`` as for `start`."""
         if self._run is not None:
             self._run.request_stop()
             self._report(Phase.STOPPING)
-        self.start()
+        self.start(cold=cold)
+
+    async def snapshot(self) -> dict[str, Any]:
+        """Save the worker, which must be ready; see `iii_core.workers.saving.take_snapshot`."""
+        if self._run is None or self._phase is not Phase.RUNNING:
+            raise WorkerNotRunning(
+                f"worker {self._spec.name!r} is not ready to be saved ({self._phase.value})",
+                hint=f"wait until 'iii worker status {self._spec.name}' says that it is ready",
+                details={"name": self._spec.name, "phase": self._phase.value},
+            )
+        return await take_snapshot(self._run, self.snapshots)
+
+    @property
+    def snapshots(self) -> SnapshotStore:
+        """Where this worker's snapshot is."""
+        return SnapshotStore(self._places.snapshots)
 
     async def stopped(self) -> None:
         """Wait until nothing of the worker is alive."""
@@ -209,7 +231,7 @@ class Supervisor:
 
     async def _run_once(self) -> BaseException | None:
         """One run. Returns why it failed, or None where it was stopped or did its work."""
-        run = self._run = WorkerRun(self._spec, self._id, self._services, self._places, self._report)
+        run = self._run = WorkerRun(self._spec, self._id, self._services, self._places, self._report, warm=self._warm)
         self._state = run.state
         try:
             status = await run.execute()
@@ -235,6 +257,7 @@ class Supervisor:
 
     async def _back_off(self, failure: BaseException) -> None:
         self.history.last_error = failure
+        self._warm = False  # whoever fails goes on with the files that it has, and fails no second time the same way
         if isinstance(failure, SandboxDied):
             self.history.last_exit = f"its sandbox ended by itself ({failure.details['exit']})"
         if is_hopeless(failure):

@@ -133,6 +133,8 @@ def _report(row: dict[str, Any], seconds: float) -> bool:
         say(f"  It came from {row['replaces']} before. Its settings were kept; --reset-config forgets them.")
     if row.get("lock_changed"):
         success("Wrote iii.lock")
+    if row.get("snapshot_dropped"):
+        say("  Its snapshot was of what it was before, and is deleted.")
     if row.get("offline"):
         say("  The engine is not running. Start it with `iii`, and the worker starts with it.")
     elif row.get("ready"):

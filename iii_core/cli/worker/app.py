@@ -23,6 +23,7 @@ class WorkerGroup(LazyGroup):
         "logs": Lazy("Show what a worker has printed", from_module(f"{_HERE}.logs")),
         "exec": Lazy("Run a command inside a worker's sandbox", from_module(f"{_HERE}.exec")),
         "cp": Lazy("Copy files into a worker's sandbox, or out of it", from_module(f"{_HERE}.cp")),
+        "snapshot": Lazy("Save a running worker, to start from there", from_module(f"{_HERE}.snapshot")),
         "remove": Lazy("Remove workers from this project", from_module(f"{_HERE}.remove")),
         "reinstall": Lazy("Fetch workers again and restart them", from_module(f"{_HERE}.add", "reinstall_app")),
     }

@@ -22,6 +22,7 @@ from iii_core.project.names import check_name
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of the worker in config.yaml.", autocompletion=complete_worker)
 ]
+Cold = Annotated[bool, typer.Option("--cold", help="Start it afresh, not from its snapshot.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once, before the worker is ready.")]
 Port = Annotated[
     str | None, typer.Option("--port", metavar="PORT", help="Make sure that the engine is the one at this port.")
@@ -36,23 +37,37 @@ restart_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @start_app.command("start", cls=QuickCommand)
 def start(
-    context: typer.Context, name: Name, no_wait: NoWait = False, port: Port = None, config: Config = None
+    context: typer.Context,
+    name: Name,
+    no_wait: NoWait = False,
+    cold: Cold = False,
+    port: Port = None,
+    config: Config = None,
 ) -> None:
     """Start a stopped worker, and wait until it is ready; a running one is left alone.
 
-    It is ready when it has connected to the engine. After two minutes the command stops waiting, and warns.
+    It is ready when it has connected to the engine. After two minutes the command stops waiting, and warns. If it has a
+    snapshot (`iii worker snapshot`) that fits, it wakes up from there.
     """
     _check_target(context, name, port, config)
-    _begin(context, "worker.start", name, wait=not no_wait)
+    _begin(context, "worker.start", name, wait=not no_wait, cold=cold)
 
 
 @restart_app.command("restart", cls=QuickCommand)
 def restart(
-    context: typer.Context, name: Name, no_wait: NoWait = False, port: Port = None, config: Config = None
+    context: typer.Context,
+    name: Name,
+    no_wait: NoWait = False,
+    cold: Cold = False,
+    port: Port = None,
+    config: Config = None,
 ) -> None:
-    """Stop a worker, then start it with what config.yaml says now, and wait until it is ready."""
+    """Stop a worker, then start it with what config.yaml says now, and wait until it is ready.
+
+    If it has a snapshot (`iii worker snapshot`) that fits, it wakes up from there.
+    """
     _check_target(context, name, port, config)
-    _begin(context, "worker.restart", name, wait=not no_wait)
+    _begin(context, "worker.restart", name, wait=not no_wait, cold=cold)
 
 
 @stop_app.command("stop", cls=QuickCommand)
@@ -88,7 +103,7 @@ def _check_target(context: typer.Context, name: str, port: str | None, config: s
         warn(f"--config is not used: {name} runs in a sandbox and gets what config.yaml says")
 
 
-def _begin(context: typer.Context, op: str, name: str, *, wait: bool) -> None:
+def _begin(context: typer.Context, op: str, name: str, *, wait: bool, cold: bool) -> None:
     project = state_of(context).project
     require_engine(project, name)
     if find_row(project, name)["type"] == "engine":
@@ -97,9 +112,10 @@ def _begin(context: typer.Context, op: str, name: str, *, wait: bool) -> None:
     say(f"  {'Starting' if op == 'worker.start' else 'Restarting'} {name}...")
     begun = time.monotonic()
     try:
-        facts: dict[str, Any] = request(project, op, {"name": name, "wait": wait})
+        facts: dict[str, Any] = request(project, op, {"name": name, "wait": wait, "cold": cold})
     except StartTimeout as error:  # it goes on starting; scripts that must know use `iii worker status`
         warn(error.message, error.hint)
         return
     started = f"{name} started" + (f" (pid: {facts['pid']})" if facts.get("pid") else "")
-    success(f"{started}, ready in {time.monotonic() - begun:.1f}s" if wait else started)
+    woken = " from its snapshot" if facts.get("warm") else ""
+    success(f"{started}, ready in {time.monotonic() - begun:.1f}s{woken}" if wait else started)

@@ -15,7 +15,7 @@ from iii_core.project.provider_settings import provider_settings
 from iii_core.records import RegistryResolver, SandboxBackend
 from iii_core.workers.check import UnopenedBackends, check_entry
 from iii_core.workers.image_service import open_images
-from iii_core.workers.install import add_worker, drop_layers, remove_from_project
+from iii_core.workers.install import add_worker, drop_layers, drop_snapshot, remove_from_project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,13 +39,18 @@ def add_offline(
 
 
 def remove_offline(project: Project, name: str) -> bool:
-    """Take a worker out of config.yaml and iii.lock, and drop its writable layers; true where the lock held it.
+    """Take a worker out of config.yaml and iii.lock, drop its layers and its snapshot; true where the lock held it.
 
     Raises `IIIError`.
     """
     if not project.config_path.exists():  # and no lock, which would leave a folder behind where there is no project
         raise not_in_config(name)
     return run_async(partial(_remove, project, name))
+
+
+def drop_snapshot_offline(project: Project, name: str) -> bool:
+    """Delete a worker's snapshot; whether there was one. Raises `IIIError`."""
+    return run_async(partial(drop_snapshot, project, name))
 
 
 async def _add(
@@ -74,4 +79,5 @@ async def _add(
 async def _remove(project: Project, name: str) -> bool:
     unlocked = await remove_from_project(project, name)
     await drop_layers(project, name)
+    await drop_snapshot(project, name)
     return unlocked

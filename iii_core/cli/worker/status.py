@@ -34,6 +34,7 @@ _HEADLINES: Final = {
     "preparing": ("⟳", "yellow", "preparing its sandbox"),
     "booting": ("⟳", "yellow", "booting its sandbox"),
     "starting": ("⟳", "yellow", "starting"),
+    "saving": ("⟳", "yellow", "standing still to be saved"),
     "stopping": ("⟳", "yellow", "stopping"),
     "restarting": ("⟳", "yellow", "waiting to be restarted"),
 }
@@ -80,12 +81,15 @@ def worker_facts(project: Project, name: str) -> dict[str, Any]:
             return facts
         except EngineNotRunning:
             pass  # it ended this very moment
+    from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
+
     row = find_row(project, name)
     folder = project.logs_dir(name)
     return {
         **row,
         "status": "engine-down",
         "engine": None,
+        "snapshot": SnapshotStore(project.state_dir / SNAPSHOTS_FOLDER / name).facts(),
         "config_path": str(project.config_path),
         "logs": str(folder),
         **tails(folder, TAIL_LINES),
@@ -118,6 +122,7 @@ def _details(facts: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("pinned", _pinned(facts)),
         ("sandbox", _sandbox(facts)),
         ("process", f"alive pid={facts['pid']}" if facts.get("pid") else None if inside else "not started"),
+        ("snapshot", _snapshot(facts.get("snapshot"), woken=bool(facts.get("warm") and facts.get("pid")))),
         ("restarts", str(facts["restarts"]) if facts.get("restarts") else None),
         ("last exit", facts.get("last_exit")),
         ("worker", None if down else _registered(facts)),
@@ -137,6 +142,26 @@ def _sandbox(facts: dict[str, Any]) -> str | None:
         return None
     shown = f"{facts.get('backend') or 'none yet'}" + (f" ({facts['isolation']})" if facts.get("isolation") else "")
     return f"{shown} image={image['reference']}" if image else shown
+
+
+def _snapshot(snapshot: dict[str, Any] | None, *, woken: bool) -> str | None:
+    if snapshot is None:
+        return None
+    from iii_core.cli.progress import megabytes
+
+    if snapshot.get("problem"):
+        return str(snapshot["problem"])
+    taken, size = float(snapshot["taken"]), int(snapshot["size"])
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(taken))
+    text = f"of {when} ({_age(time.time() - taken)} ago), {megabytes(size)}"
+    return f"{text}; it was started from it" if woken else text
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
 
 
 def _pinned(facts: dict[str, Any]) -> str | None:

@@ -30,6 +30,7 @@ class OneImage:
     def __init__(self) -> None:
         self.delay = 0.0
         self.error: Exception | None = None
+        self.digest = f"sha256:{0:064}"
 
     async def fetch(self, source: str, *, refresh: bool, progress: ProgressSink) -> Image:
         await trio.sleep(self.delay)
@@ -37,10 +38,10 @@ class OneImage:
             raise self.error
         return Image(
             reference=source,
-            digest=f"sha256:{0:064}",
+            digest=self.digest,
             name="w",
             config=ImageConfig(entrypoint=(source,)),
-            root=RootImage(path=Path("/none"), format="squashfs", digest=""),
+            root=RootImage(path=Path("/none"), format="squashfs", digest=self.digest),
             size=0,
         )
 
@@ -136,7 +137,12 @@ async def open_bench(
     async with open_inline_host({"memory": backend.record()}, context) as host, trio.open_nursery() as nursery:
         images, engine = OneImage(), SeeingEngine()
         services = WorkerServices(images=images, sandboxes=Sandboxes(backend, host), engine=engine)
-        places = RunPlaces(logs=folder / "logs", writable=folder / "writable", console=folder / "logs" / "console.log")
+        places = RunPlaces(
+            logs=folder / "logs",
+            writable=folder / "writable",
+            console=folder / "logs" / "console.log",
+            snapshots=folder / "snapshots",
+        )
         supervisor = Supervisor(spec or spec_of(), SANDBOX, services, places)
         bench = Bench(folder, backend, images, engine, supervisor, nursery, services, starts, started)
         if run:
