@@ -54,6 +54,12 @@ async def user_id(process: MemoryProcess) -> int | None:
     return 0
 
 
+async def connect(process: MemoryProcess) -> int | None:
+    """``connect ADDRESS PORT``: there is no network in memory."""
+    await process.write(b"Network is unreachable\n", channel=2)
+    return 1
+
+
 async def succeed(_: MemoryProcess) -> int | None:
     """``true``."""
     await trio.lowlevel.checkpoint()
@@ -67,6 +73,7 @@ PROGRAMS: Mapping[str, Program] = {
     "cat": cat,
     "sleep": sleep,
     "id": user_id,
+    "connect": connect,
     "true": succeed,
 }
 
@@ -74,5 +81,6 @@ COMMANDS = Commands(
     write=lambda path, text: ("write", path, text),
     read=lambda path: ("read", path),
     user_id=("id",),
+    connect=lambda address, port: ("connect", address, str(port)),
 )
 """What to tell the conformance kit; `MemoryBackend` keeps no limits, so it has no commands for them."""

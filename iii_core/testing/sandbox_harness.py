@@ -40,6 +40,7 @@ class Commands:
         allocate: (MiB) touches that much memory at once, and fails if it is not given.
         fork: (n) runs n processes at once, and fails if it is not allowed to.
         fill: (path, MiB) writes a file of that size, and fails if the disk is full.
+        connect: (address, port) connects by TCP to an IPv4 address, and fails if it is not let in within some seconds.
     """
 
     write: Callable[[str, str], Sequence[str]] = lambda path, text: (
@@ -70,6 +71,14 @@ class Commands:
         "/bin/sh",
         "-c",
         f"i=0; while [ $i -lt {count} ]; do sleep 60 & i=$((i+1)); done; kill $(jobs -p)",
+    )
+    connect: Callable[[str, int], Sequence[str]] = lambda address, port: (
+        "/bin/sh",
+        "-c",
+        'nc -w 5 "$1" "$2" < /dev/null',
+        "sh",
+        address,
+        str(port),
     )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import socket
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
+import trio
+
 from iii_core.errors import SandboxNotFound, UnsupportedOperation
+from iii_core.sandbox.agent import Agent
 from iii_core.sandbox.port import Capability, Egress, Limits, Mount, SandboxSpec, Snapshots
 from iii_core.testing.sandbox_harness import (
     SandboxesUnderTest,
@@ -93,9 +99,79 @@ async def check_mounts(under_test: SandboxesUnderTest) -> None:
     assert not (shown["readable"] / "back").exists()
 
 
+async def check_no_network(under_test: SandboxesUnderTest) -> None:
+    """A sandbox whose spec has no egress reaches nobody on this machine."""
+    async with running(under_test, under_test.spec()) as agent, listening() as listener:
+        await reaches_nobody(under_test, agent, listener, set(own_addresses()))
+
+
+async def check_egress(under_test: SandboxesUnderTest) -> None:
+    """With `Capability.EGRESS` there is a way out and a name server, and no way back to this machine."""
+    if Capability.EGRESS not in under_test.capabilities:
+        return
+    spec = asking_for(under_test.spec(), Capability.EGRESS)
+    read = under_test.commands.read
+    async with running(under_test, spec) as agent, listening() as listener:
+        routes = await run_well(agent, read("/proc/net/route"))
+        gateways = {gateway for target, gateway in map(parse_route, routes.splitlines()[1:]) if target == "0.0.0.0"}
+        assert gateways, "there is no way out"
+        words = [line.split() for line in (await run_well(agent, read("/etc/resolv.conf"))).splitlines()]
+        nameservers = {line[1] for line in words if line[:1] == ["nameserver"]}
+        assert nameservers, "no name server is named in /etc/resolv.conf"
+        await reaches_nobody(under_test, agent, listener, {*own_addresses(), *gateways, *nameservers})
+
+
+@asynccontextmanager
+async def running(under_test: SandboxesUnderTest, spec: SandboxSpec) -> AsyncGenerator[Agent]:
+    """The agent of a sandbox."""
+    async with started(under_test, spec) as (driver, sandbox_id), agent_of(driver, sandbox_id) as agent:
+        yield agent
+
+
+def parse_route(line: str) -> tuple[str, str]:
+    """Target and gateway of a line of ``/proc/net/route``: hexadecimal, in the machine's byte order."""
+    _, target, gateway, *_ = line.split()
+    as_text = (socket.inet_ntoa(int(text, 16).to_bytes(4, sys.byteorder)) for text in (target, gateway))
+    return next(as_text), next(as_text)
+
+
+def own_addresses() -> list[str]:
+    """Loopback, and the address that this machine shows outside, if it has one."""
+    found = ["127.0.0.1"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # nothing is sent
+        found.append(probe.getsockname()[0])
+    return found
+
+
+@asynccontextmanager
+async def listening() -> AsyncGenerator[trio.SocketListener]:
+    """A server at all addresses of this machine."""
+    (listener,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
+    async with listener:
+        yield listener
+
+
+async def reaches_nobody(
+    under_test: SandboxesUnderTest, agent: Agent, listener: trio.SocketListener, addresses: set[str]
+) -> None:
+    """Whoever connects from inside is turned away, and nobody arrives here."""
+    port: int = listener.socket.getsockname()[1]
+    for address in sorted(addresses):
+        command = under_test.commands.connect(address, port)
+        status, printed = await run(agent, command)
+        assert status.as_shell() not in (126, 127), f"{command} cannot be run inside: {printed}"
+        assert status.as_shell() != 0, f"{address} was reached from inside"
+    with trio.move_on_after(0.1):
+        async with await listener.accept():
+            raise AssertionError("somebody has arrived from inside")
+
+
 CHECKS: tuple[Check, ...] = (
     check_undeclared_is_refused,
     check_snapshots_are_declared,
     check_disk_size,
     check_mounts,
+    check_no_network,
+    check_egress,
 )

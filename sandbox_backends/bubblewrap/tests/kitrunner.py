@@ -14,10 +14,11 @@ from pathlib import Path
 
 import trio
 from iii_sandbox_bubblewrap.driver import open_driver
-from iii_sandbox_bubblewrap.policy import CAPABILITIES, Settings
+from iii_sandbox_bubblewrap.policy import Settings, capabilities
+from iii_sandbox_gate.needs import find_lack
 
 from iii_core.records import OpenContext
-from iii_core.sandbox.port import RootImage, SandboxDriver
+from iii_core.sandbox.port import Capability, RootImage, SandboxDriver
 from iii_core.testing import sandbox_kit
 from iii_core.testing.sandbox_harness import SandboxesUnderTest, agent_of, run, run_well, started
 
@@ -26,6 +27,7 @@ async def check_is_ordinary(under_test: SandboxesUnderTest) -> None:
     """No check of the kit: whether this run proves what it says; what users are told, and the locks inside."""
     assert os.getresuid() == (65534, 65534, 65534)
     ranged = sys.argv[3] == "range"
+    assert (Capability.EGRESS in under_test.capabilities) is ranged  # who may open /dev/net/tun there
     async with started(under_test) as (driver, sandbox_id), agent_of(driver, sandbox_id) as agent:
         notes = " ".join((await driver.state(sandbox_id)).notes)
         assert ("only user id 0 exists" in notes) is not ranged, notes
@@ -55,7 +57,7 @@ def main() -> None:
             open=open_one,
             image=RootImage(path=image, format="squashfs", digest="sha256:" + "0" * 64),
             folder=own / "sandboxes",
-            capabilities=CAPABILITIES,
+            capabilities=capabilities(find_lack(os.environ)),
         )
         problem = None
         try:

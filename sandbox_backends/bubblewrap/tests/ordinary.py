@@ -3,13 +3,15 @@
     unshare --mount python ordinary.py '{"uid": …, "scratch": "/…", "files": {…}, "hide": […], "show": […]}' MODULE …
 
 The user gets to see the folders of ``show`` even if they are below somebody's private home; ``files`` have other
-contents, by path; the folders of ``hide`` are empty; ``scratch`` is an empty folder.
+contents, by path; the folders of ``hide`` are empty; ``scratch`` is an empty folder. With ``tun`` everybody may open
+``/dev/net/tun``, as most machines have it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -57,6 +59,10 @@ def main() -> None:
     mount("--make-rprivate", "/")
     for path, text in wish.get("files", {}).items():
         cover(path, text, wish["scratch"])
+    if wish.get("tun"):
+        mount("-t", "tmpfs", "-o", "mode=0755", "none", "/dev/net")
+        os.mknod("/dev/net/tun", 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+        Path("/dev/net/tun").chmod(0o666)
     for path in wish.get("hide", ()):
         mount("-t", "tmpfs", "none", path)
     show(wish["show"], wish["scratch"])

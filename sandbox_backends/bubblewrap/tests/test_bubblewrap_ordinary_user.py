@@ -53,6 +53,7 @@ def results(image: RootImage) -> Iterator[Callable[[str], Results]]:
                 "scratch": str(folder / "scratch"),
                 "files": {"/etc/subuid": RANGES[kind], "/etc/subgid": RANGES[kind]},
                 "show": sorted(shown),
+                "tun": kind == "range",
             }
             done = subprocess.run(
                 [

@@ -21,6 +21,7 @@ COMMANDS: Final = Commands(
     user_id=(INSIDE, "id"),
     allocate=lambda mib: (INSIDE, "allocate", str(mib)),
     fork=lambda count: (INSIDE, "fork", str(count)),
+    connect=lambda address, port: (INSIDE, "connect", address, str(port)),
     fill=lambda path, mib: (INSIDE, "fill", path, str(mib)),
 )
 """For `iii_core.testing.sandbox_harness.SandboxesUnderTest`."""

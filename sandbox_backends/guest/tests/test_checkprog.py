@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,16 @@ def test_it_says_what_it_cannot(tmp_path: Path) -> None:
         done = run(argv)
         assert done.returncode == 1
         assert done.stderr.startswith("checkprog: /")
+
+
+def test_it_connects() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert run(COMMANDS.connect("127.0.0.1", port)).returncode == 0
+    refused = run(COMMANDS.connect("127.0.0.1", port))
+    assert (refused.returncode, refused.stderr) == (1, "checkprog: 127.0.0.1: Connection refused\n")
+    assert run(COMMANDS.connect("localhost", port)).returncode == 1
+    assert run(COMMANDS.connect("127.0.0.1", 65537)).returncode == 2
 
 
 def test_it_tells_its_user() -> None:

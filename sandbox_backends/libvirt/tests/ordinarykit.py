@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import iii_sandbox_gate
 import iii_sandbox_guest
 import iii_sandbox_libvirt
 
@@ -37,7 +38,7 @@ def run_kit(
     (home / "kernels").symlink_to(HOME / "kernels")
     for given in (own, home):
         os.chown(given, USER, USER)
-    packages = (iii_core, iii_sandbox_guest, iii_sandbox_libvirt)
+    packages = (iii_core, iii_sandbox_gate, iii_sandbox_guest, iii_sandbox_libvirt)
     shown = {sys.base_prefix, sys.prefix, str(HERE), str(HOME), *(str(Path(m.__path__[0])) for m in packages)}
     wish = {"uid": USER, "scratch": str(folder / "scratch"), "show": sorted(shown)}
     arguments: tuple[str | Path, ...] = (folder / "image.squashfs", home, own, json.dumps(settings), *checks)

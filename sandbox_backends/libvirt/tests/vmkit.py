@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 HOME = HERE.parents[2] / "build" / "guest"
 ROOTS = Path("/run/iii-vm")
 TOOLS = (
-    "sh cat cp cut date dd df echo grep head id kill ls mkdir mknod mount od ps rm seq setsid sleep stat sync touch yes"
+    "sh cat cp cut date dd df echo grep head id kill ls mkdir mknod mount nc od ps rm seq setsid sleep stat sync touch "
+    "yes"
 )
 TCG: Mapping[str, Any] = {"accelerator": "tcg"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from iii_core.sandbox.port import (
     SandboxState,
 )
 from iii_core.testing import sandbox_harness, sandbox_kit, sandbox_kit_faults
+from iii_core.testing.memory_agent import MemoryProcess, Program
 from iii_core.testing.memory_backend import CAPABILITIES, MemoryBackend
 from iii_core.testing.memory_programs import COMMANDS
 from iii_core.testing.sandbox_harness import SandboxesUnderTest as Sandboxes
@@ -243,11 +244,15 @@ class Bench:
         self.leaks = ExitStack()
 
     def under_test(
-        self, broken: type[Honest], *more: Capability, able: frozenset[Capability] = CAPABILITIES
+        self,
+        broken: type[Honest],
+        *more: Capability,
+        able: frozenset[Capability] = CAPABILITIES,
+        programs: Mapping[str, Program] | None = None,
     ) -> Sandboxes:
         @asynccontextmanager
         async def open_driver() -> AsyncGenerator[SandboxDriver]:
-            async with open_inline_host({"memory": MemoryBackend().record()}, self.context) as host:
+            async with open_inline_host({"memory": MemoryBackend(programs).record()}, self.context) as host:
                 yield broken(await host.driver("memory"), self.leaks)
 
         image = RootImage(path=self.folder / "none", format="squashfs", digest="sha256:" + "0" * 64)
@@ -293,7 +298,8 @@ async def test_the_same_check_passes_what_is_honest(name: str, bench: Bench) -> 
 
 
 async def test_a_declared_ability_that_is_missing_fails(bench: Bench) -> None:
-    for capability, name in ((Capability.DISK_LIMIT, "disk_size"), (Capability.MOUNTS, "mounts")):
+    abilities = ((Capability.DISK_LIMIT, "disk_size"), (Capability.MOUNTS, "mounts"), (Capability.EGRESS, "egress"))
+    for capability, name in abilities:
         (check,) = select(name)
         assert await fails(check, bench.under_test(Honest, capability)), name
 
@@ -301,3 +307,27 @@ async def test_a_declared_ability_that_is_missing_fails(bench: Bench) -> None:
 async def test_users_that_are_not_declared_fail(bench: Bench) -> None:
     (check,) = select("users")
     assert await fails(check, bench.under_test(Honest, able=frozenset()))
+
+
+async def connect_out(process: MemoryProcess) -> int:
+    """``connect ADDRESS PORT`` from this machine."""
+    try:
+        await (await trio.open_tcp_stream(process.argv[1], int(process.argv[2]))).aclose()
+    except OSError:
+        return 1
+    return 0
+
+
+async def connect_unseen(process: MemoryProcess) -> int:
+    """As one that gets through, and does not notice."""
+    await connect_out(process)
+    return 1
+
+
+@pytest.mark.parametrize("connect", [connect_out, connect_unseen])
+async def test_a_network_that_nobody_asked_for_fails(
+    bench: Bench, connect: Callable[[MemoryProcess], Awaitable[int | None]]
+) -> None:
+    (check,) = select("no_network")
+    assert await fails(check, bench.under_test(Honest, programs={"connect": connect}))
+    await check(bench.under_test(Honest))

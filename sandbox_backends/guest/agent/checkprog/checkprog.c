@@ -7,9 +7,11 @@
  *   checkprog allocate MIB       touches that much memory at once
  *   checkprog fork N             has N children at once
  *   checkprog fill PATH MIB      writes a file of that size, down to the disk
+ *   checkprog connect IP PORT    connects by TCP, within CONNECT_SECONDS
  *
  * Exit code 0: done; 1: it could not be done, and why; 2: what is asked is not understood. */
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -17,10 +19,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define MIB ((size_t)1 << 20)
+#define CONNECT_SECONDS 5
 #define MOST 65536 /* MiB, or children: more is a typing error */
 
 static int failed(const char *what)
@@ -123,6 +127,20 @@ static int do_fork(long count)
     return result;
 }
 
+static int do_connect(const char *address, long port)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    struct timeval patience = {.tv_sec = CONNECT_SECONDS};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0)
+        return failed("socket");
+    if (inet_pton(AF_INET, address, &to.sin_addr) != 1) {
+        errno = EINVAL;
+        return failed(address);
+    }
+    return connect(fd, (struct sockaddr *)&to, sizeof to) < 0 ? failed(address) : 0;
+}
+
 /* A whole number from 1 to MOST; 0 if it is none. */
 static long number(const char *text)
 {
@@ -147,6 +165,9 @@ int main(int argc, char **argv)
         return do_fork(number(argv[2]));
     if (argc == 4 && strcmp(verb, "fill") == 0 && number(argv[3]) > 0)
         return do_fill(argv[2], number(argv[3]));
-    fprintf(stderr, "usage: checkprog write PATH TEXT | read PATH | id | allocate MIB | fork N | fill PATH MIB\n");
+    if (argc == 4 && strcmp(verb, "connect") == 0 && number(argv[3]) > 0)
+        return do_connect(argv[2], number(argv[3]));
+    fprintf(stderr,
+            "usage: checkprog write PATH TEXT | read PATH | id | allocate MIB | fork N | fill PATH MIB | connect IP PORT\n");
     return 2;
 }
