@@ -25,6 +25,8 @@ from iii_sandbox_gate.tap import open_tap
 
 NOBODY: Final = 65534
 FAREWELL_TIMEOUT: Final = 2.0
+HARDWARE: Final = bytes.fromhex("026969690001")
+"""The same for all: a guest that is restored from a saved state believes to know its gateway. Locally administered."""
 SETTINGS: Final = {"ip_forward": "1", "icmp_ratelimit": "0"}
 """The gate passes packets on, and says of every one that it refuses (the kernel's ``networking/ip-sysctl.rst``)."""
 
@@ -92,7 +94,7 @@ def make_gate(plan: dict[str, Any]) -> tuple[int, Uplink]:
     enter_gate(plan["nft"], plan["rules"])
     for name, value in SETTINGS.items():
         Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
-    tap = open_tap(MACHINE_SIDE, MACHINE_GATEWAY, MACHINE_PREFIX)
+    tap = open_tap(MACHINE_SIDE, HARDWARE, MACHINE_GATEWAY, MACHINE_PREFIX)
     uplink.begin()
     if is_root:
         os.setgroups([])

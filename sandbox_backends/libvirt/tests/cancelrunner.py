@@ -2,8 +2,8 @@
 
     unshare --mount python cancelrunner.py IMAGE HOME FOLDER METHOD
 
-METHOD: ``create``, ``start``, ``stop``, ``destroy``. Prints one JSON object per step: its number, what went wrong
-(null: nothing), whether the call was cut off there.
+METHOD: ``create``, ``start``, ``stop``, ``destroy``; with ``-egress`` behind it, of a sandbox that has a network.
+Prints one JSON object per step: its number, what went wrong (null: nothing), whether the call was cut off there.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from iii_sandbox_libvirt.policy import Accelerator, Settings
 
 from iii_core.errors import SandboxNotFound
 from iii_core.records import OpenContext
-from iii_core.sandbox.port import Limits, Phase, RootImage, SandboxDriver, SandboxSpec
+from iii_core.sandbox.port import Egress, Limits, Phase, RootImage, SandboxDriver, SandboxSpec
 from iii_core.testing.sandbox_harness import agent_of, cancelled_at, descendants, run_well
 
 PR_SET_CHILD_SUBREAPER = 36
 EVERY = 14  # steps that are all taken; of the later ones, which poll, a sample
 image, home, folder = (Path(argument) for argument in sys.argv[1:4])
-method = sys.argv[4]
+method, _, network = sys.argv[4].partition("-")
 PROJECT = hashlib.sha256(os.fsencode(folder / "run")).hexdigest()[:10]
 SPEC = SandboxSpec(
     id="box",
@@ -40,13 +40,15 @@ SPEC = SandboxSpec(
     console=folder / "box.console",
     hostname="boxed",
     limits=Limits(memory_mib=128, disk_mib=16),
+    egress=Egress() if network else None,
 )
+OURS = ("qemu", "slirp", "python")
 
 
 def look() -> dict[str, list[str]]:
     """What a sandbox could leave: processes, mounts, files, sockets and records."""
     return {
-        "processes": [line for line in descendants(os.getpid()) if "qemu" in line],
+        "processes": [line for line in descendants(os.getpid()) if any(name in line for name in OURS)],
         "mounts": [str(path) for path in mounts.below(Path("/run/iii-vm"))],
         "files": sorted(
             str(path) for path in folder.rglob("*") if path.name != "box.console" and "/libvirt" not in str(path)
