@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Mapping
 
 import trio
@@ -60,6 +62,18 @@ async def connect(process: MemoryProcess) -> int | None:
     return 1
 
 
+async def draw(process: MemoryProcess) -> int | None:
+    """Prints random bytes."""
+    await process.write(secrets.token_hex().encode())
+    return 0
+
+
+async def clock(process: MemoryProcess) -> int | None:
+    """Prints the time of day."""
+    await process.write(str(time.time()).encode())
+    return 0
+
+
 async def succeed(_: MemoryProcess) -> int | None:
     """``true``."""
     await trio.lowlevel.checkpoint()
@@ -75,12 +89,17 @@ PROGRAMS: Mapping[str, Program] = {
     "id": user_id,
     "connect": connect,
     "true": succeed,
+    "random": draw,
+    "clock": clock,
 }
 
 COMMANDS = Commands(
     write=lambda path, text: ("write", path, text),
     read=lambda path: ("read", path),
     user_id=("id",),
+    sleep=lambda seconds: ("sleep", str(seconds)),
+    random=("random",),
+    clock=("clock",),
     connect=lambda address, port: ("connect", address, str(port)),
 )
 """What to tell the conformance kit; `MemoryBackend` keeps no limits, so it has no commands for them."""

@@ -41,6 +41,9 @@ class Commands:
         fork: (n) runs n processes at once, and fails if it is not allowed to.
         fill: (path, MiB) writes a file of that size, and fails if the disk is full.
         connect: (address, port) connects by TCP to an IPv4 address, and fails if it is not let in within some seconds.
+        sleep: (seconds) does nothing for so long.
+        random: prints something out of the kernel's random number generator.
+        clock: prints the time of day in seconds since 1970.
     """
 
     write: Callable[[str, str], Sequence[str]] = lambda path, text: (
@@ -80,6 +83,9 @@ class Commands:
         address,
         str(port),
     )
+    sleep: Callable[[int], Sequence[str]] = lambda seconds: ("/bin/sleep", str(seconds))
+    random: Sequence[str] = ("/bin/cat", "/proc/sys/kernel/random/uuid")
+    clock: Sequence[str] = ("/bin/date", "+%s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,12 +236,15 @@ async def started(
 
 
 @asynccontextmanager
-async def agent_of(driver: SandboxDriver, sandbox_id: str) -> AsyncGenerator[Agent]:
-    """Take the link of a running sandbox and talk to its agent; leaving ends the sandbox's agent."""
+async def agent_of(driver: SandboxDriver, sandbox_id: str, *, resync: bool = False) -> AsyncGenerator[Agent]:
+    """Take the link of a running sandbox and talk to its agent; leaving ends the sandbox's agent.
+
+    ``resync`` as for `open_agent`: another link came before.
+    """
     link = await driver.link(sandbox_id)
     link.setblocking(False)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(link))
-    async with open_agent(stream, tunnel_ports=[], serve_tunnel=_refuse) as agent:
+    async with open_agent(stream, tunnel_ports=[], serve_tunnel=_refuse, resync=resync) as agent:
         yield agent
 
 
@@ -243,14 +252,18 @@ async def _refuse(stream: trio.abc.Stream) -> None:
     await stream.aclose()
 
 
+def process(argv: Sequence[str], *, uid: int | None = None) -> ProcessSpec:
+    """What starts a program of `Commands`."""
+    return ProcessSpec(argv=argv, env={"PATH": PATH}, cwd="/", uid=uid, gid=uid)
+
+
 async def run(agent: Agent, argv: Sequence[str], *, uid: int | None = None) -> tuple[ExitStatus, str]:
     """Run a program to its end; its status, and what it printed."""
-    spec = ProcessSpec(argv=argv, env={"PATH": PATH}, cwd="/", uid=uid, gid=uid)
-    process = await agent.spawn(spec)
+    started = await agent.spawn(process(argv, uid=uid))
     printed = bytearray()
-    while (output := await process.receive_output()) is not None:
+    while (output := await started.receive_output()) is not None:
         printed += output[1]
-    return await process.wait(), printed.decode(errors="replace")
+    return await started.wait(), printed.decode(errors="replace")
 
 
 async def run_well(agent: Agent, argv: Sequence[str], *, uid: int | None = None) -> str:

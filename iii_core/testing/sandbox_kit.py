@@ -22,7 +22,7 @@ import trio
 
 from iii_core.errors import LinkError, SandboxError, SandboxNotFound
 from iii_core.sandbox.port import Phase, SandboxDriver
-from iii_core.testing import sandbox_kit_faults, sandbox_kit_options
+from iii_core.testing import sandbox_kit_faults, sandbox_kit_options, sandbox_kit_snapshots
 from iii_core.testing.sandbox_harness import (
     MARK,
     PATIENCE,
@@ -251,4 +251,5 @@ CHECKS: tuple[Check, ...] = (
     check_console,
     *sandbox_kit_faults.CHECKS,
     *sandbox_kit_options.CHECKS,
+    *sandbox_kit_snapshots.CHECKS,
 )

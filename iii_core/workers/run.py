@@ -152,7 +152,7 @@ class WorkerRun:
             open_ports(self.spec.ports) as ports,
             open_live(backend.driver, spec, self.spec.name, saved=saved, note=log.note) as sandbox,
         ):
-            await self._describe(sandbox, image, backend)
+            await self._describe(sandbox, image, backend, log)
             return await self._live(sandbox, ports, log)
 
     async def _image(self, log: RunLog) -> Image:
@@ -181,8 +181,10 @@ class WorkerRun:
             mounts=self.spec.mounts,
         )
 
-    async def _describe(self, sandbox: LiveSandbox, image: Image, backend: OpenBackend) -> None:
+    async def _describe(self, sandbox: LiveSandbox, image: Image, backend: OpenBackend, log: RunLog) -> None:
         self.state.warm = sandbox.restored
+        if sandbox.restored:
+            log.note("started from its snapshot; its files are of that time")
         self.state.sandbox = await sandbox.state()
         if self.state.sandbox.single_user and self.plan is not None:
             self.plan = self.plan.as_single_user()

@@ -62,10 +62,8 @@ def _save(project: Project, name: str, *, quiet: bool) -> dict[str, Any]:
     facts: dict[str, Any] = request(project, "worker.snapshot", {"name": name})
     if not quiet:
         success(f"{name} saved ({megabytes(facts['size'])}), ready again after {time.monotonic() - begun:.1f}s")
-        say(
-            "  It holds the worker's memory, secrets among it. When the worker starts from it, what it has written since is"
-        )
-        say(f"  given up: `--cold` starts it without, `iii worker snapshot {name} --remove` deletes it.")
+        say("  It holds the worker's memory, secrets among it. Starting from it gives up what was written since:")
+        say(f"  `--cold` starts the worker without, `iii worker snapshot {name} --remove` deletes it.")
     return facts
 
 

@@ -23,6 +23,9 @@ COMMANDS: Final = Commands(
     fork=lambda count: (INSIDE, "fork", str(count)),
     connect=lambda address, port: (INSIDE, "connect", address, str(port)),
     fill=lambda path, mib: (INSIDE, "fill", path, str(mib)),
+    sleep=lambda seconds: (INSIDE, "sleep", str(seconds)),
+    random=(INSIDE, "read", "/proc/sys/kernel/random/uuid"),
+    clock=(INSIDE, "clock"),
 )
 """For `iii_core.testing.sandbox_harness.SandboxesUnderTest`."""
 

@@ -15,7 +15,7 @@ from iii_core.records import OpenContext
 from iii_core.sandbox.port import RootImage
 
 BUSYBOX = Path("/bin/busybox")
-PROGRAMS = ("sh", "cat", "id", "sleep", "dd", "mount", "kill", "ps", "ip", "stat", "mkdir", "ls", "mknod", "nc")
+PROGRAMS = ("sh", "cat", "date", "id", "sleep", "dd", "mount", "kill", "ps", "ip", "stat", "mkdir", "ls", "mknod", "nc")
 
 
 @pytest.fixture(scope="session")

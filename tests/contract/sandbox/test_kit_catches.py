@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from iii_core.errors import SandboxError, SandboxNotFound
+from iii_core.errors import SandboxError, SandboxNotFound, SnapshotUnusable
 from iii_core.records import OpenContext
 from iii_core.sandbox.host import open_inline_host
 from iii_core.sandbox.port import (
@@ -28,8 +28,9 @@ from iii_core.sandbox.port import (
     SandboxEvent,
     SandboxSpec,
     SandboxState,
+    Snapshots,
 )
-from iii_core.testing import sandbox_harness, sandbox_kit, sandbox_kit_faults
+from iii_core.testing import sandbox_harness, sandbox_kit, sandbox_kit_faults, sandbox_kit_snapshots
 from iii_core.testing.memory_agent import MemoryProcess, Program
 from iii_core.testing.memory_backend import CAPABILITIES, MemoryBackend
 from iii_core.testing.memory_programs import COMMANDS
@@ -64,6 +65,50 @@ class Honest(SandboxDriver):
 
     def events(self) -> trio.MemoryReceiveChannel[SandboxEvent]:
         return self.inner.events()
+
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        assert isinstance(self.inner, Snapshots)
+        await self.inner.save(sandbox_id, folder)
+
+    async def restore(self, sandbox_id: str, folder: Path) -> None:
+        assert isinstance(self.inner, Snapshots)
+        await self.inner.restore(sandbox_id, folder)
+
+
+class EndsWhatItSaves(Honest):
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        await super().save(sandbox_id, folder)
+        await self.inner.stop(sandbox_id, grace=0)
+
+
+class RestoresNothing(Honest):
+    """It boots afresh, with today's files."""
+
+    async def restore(self, sandbox_id: str, folder: Path) -> None:
+        await self.inner.start(sandbox_id)
+
+
+class LeavesHalfAState(Honest):
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        half = folder.with_name(f".{folder.name}.saving")
+        half.mkdir()
+        await trio.lowlevel.checkpoint()
+        half.rmdir()
+        await super().save(sandbox_id, folder)
+
+
+class SavesForEverybody(Honest):
+    async def save(self, sandbox_id: str, folder: Path) -> None:
+        await super().save(sandbox_id, folder)
+        await trio.Path(folder).chmod(0o755)
+
+
+class TakesAnyState(Honest):
+    async def restore(self, sandbox_id: str, folder: Path) -> None:
+        try:
+            await super().restore(sandbox_id, folder)
+        except SnapshotUnusable:
+            await self.inner.start(sandbox_id)
 
 
 class IgnoresGrace(Honest):
@@ -232,6 +277,11 @@ BROKEN: tuple[tuple[type[Honest], str], ...] = (
     (IgnoresWishes, "undeclared_is_refused"),
     (OpensTheConsole, "console"),
     (StopIsNoMatterOfWaiting, "cancelled_stop"),
+    (EndsWhatItSaves, "saved_it_runs_on"),
+    (SavesForEverybody, "saved_it_runs_on"),
+    (RestoresNothing, "restored_as_it_was"),
+    (LeavesHalfAState, "cancelled_save"),
+    (TakesAnyState, "what_cannot_be_saved_or_restored"),
 )
 
 
@@ -264,7 +314,7 @@ class Bench:
 @pytest.fixture
 def bench(context: OpenContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """With a kit that waits for seconds where it would wait for half a minute: everything is in this process."""
-    for module in (sandbox_harness, sandbox_kit, sandbox_kit_faults):
+    for module in (sandbox_harness, sandbox_kit, sandbox_kit_faults, sandbox_kit_snapshots):
         monkeypatch.setattr(module, "PATIENCE", 2.0)
     monkeypatch.setattr(sandbox_harness, "SETTLING", 0.3)
     folder = tmp_path / "sandboxes"

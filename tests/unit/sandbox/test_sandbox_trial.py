@@ -50,6 +50,8 @@ def test_checks_are_chosen_by_a_part_of_their_name() -> None:
         "cancelled_create",
         "cancelled_start",
         "cancelled_stop",
+        "cancelled_save",
+        "cancelled_restore",
     ]
     assert select("no such") == []
 

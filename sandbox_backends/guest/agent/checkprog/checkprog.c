@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MIB ((size_t)1 << 20)
@@ -167,7 +168,12 @@ int main(int argc, char **argv)
         return do_fill(argv[2], number(argv[3]));
     if (argc == 4 && strcmp(verb, "connect") == 0 && number(argv[3]) > 0)
         return do_connect(argv[2], number(argv[3]));
+    if (argc == 3 && strcmp(verb, "sleep") == 0 && number(argv[2]) > 0)
+        return (int)sleep((unsigned)number(argv[2]));
+    if (argc == 2 && strcmp(verb, "clock") == 0)
+        return printf("%lld\n", (long long)time(NULL)) < 0;
     fprintf(stderr,
-            "usage: checkprog write PATH TEXT | read PATH | id | allocate MIB | fork N | fill PATH MIB | connect IP PORT\n");
+            "usage: checkprog write PATH TEXT | read PATH | id | allocate MIB | fork N | fill PATH MIB | connect IP PORT | "
+            "sleep SECONDS | clock\n");
     return 2;
 }
