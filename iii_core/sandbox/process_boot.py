@@ -46,6 +46,7 @@ class ProcessBoot(Boot):
                 await trio.lowlevel.wait_readable(descriptor)
         finally:
             for descriptor in self._others:
+                _reap(descriptor)
                 os.close(descriptor)
         self.exit = f"signal {-code}" if code < 0 else f"exit {code}"
         self.ended.set()
@@ -73,6 +74,12 @@ class ProcessBoot(Boot):
             f"process {self.pid} does not end within {KILL_TIMEOUT:g} s of SIGKILL",
             hint="a process in the sandbox hangs in the kernel; is its disk or network file system stuck?",
         )
+
+
+def _reap(descriptor: int) -> None:
+    """Reap a process that has ended, if it is ours: in a sandbox host, orphans are."""
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
 
 
 def _open_descendants(pid: int) -> Iterator[int]:
