@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from iii_core.sandbox.host_processes import ProcessId, ProcessRecords
+from iii_core.workers.spec import sandbox_id
 from iiitools.processes import still_running
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ AT_ONCE = 5.0
 """Seconds: far less than the agent's dead-man timer, so what ends by then saw its link end."""
 
 
-def sandbox_groups() -> set[Path]:
-    """The control groups of sandboxes of this worker, anybody's in this pid namespace."""
+def sandbox_groups(project: IIIProject) -> set[Path]:
+    """The control groups of this worker's sandboxes, whoever made them; other projects may have such a worker too."""
     namespace = Path("/proc/self/ns/pid").stat().st_ino
-    name = re.compile(rf"iii\..*\.{namespace}\.{NAME}-.*")
+    name = re.compile(rf"iii\..*\.{namespace}\.{sandbox_id(str(project.folder), NAME)}")
     walk = os.walk("/sys/fs/cgroup")  # unlike a glob, it does not mind that others' groups come and go
     return {Path(folder, group) for folder, groups, _ in walk for group in groups if name.fullmatch(group)}
 
@@ -109,7 +110,7 @@ def test_the_worker_dies(working: IIIProject) -> None:
 def test_the_agent_or_its_launcher_dies(working: IIIProject, victim: str) -> None:
     state = working.folder / ".iii"
     working.ok("worker", "stop", "-y", NAME)
-    orderly = files_below(state) | files_below(working.runtime), sandbox_groups()
+    orderly = files_below(state) | files_below(working.runtime), sandbox_groups(working)
     working.ok("worker", "start", NAME)
     before = working.status()
     launcher = psutil.Process(before["pid"])
@@ -122,12 +123,13 @@ def test_the_agent_or_its_launcher_dies(working: IIIProject, victim: str) -> Non
     assert re.fullmatch(r"its sandbox ended by itself \((signal 9|exit 137)\)", after["last_exit"]), after
     assert after["restarts"] == 1
     assert after["pid"] != before["pid"]
+    assert sandbox_groups(working) or not os.access("/sys/fs/cgroup", os.W_OK)
     told = log_of(working, "--previous")
     assert re.search(rf"\[iii\] \[W234\] the sandbox of worker '{NAME}' ended by itself \(\w+ \d+\)", told), told
     assert "last exit:  its sandbox ended by itself" in working.run("worker", "status", NAME).stderr.decode()
     working.assert_callable()
     working.ok("worker", "stop", "-y", NAME)
-    assert (files_below(state) | files_below(working.runtime), sandbox_groups()) == orderly
+    assert (files_below(state) | files_below(working.runtime), sandbox_groups(working)) == orderly
 
 
 def test_the_console_of_a_dead_sandbox_is_told(working: IIIProject) -> None:
@@ -163,7 +165,7 @@ def test_the_engine_dies(working: IIIProject) -> None:
     children = working.descendants()
     working.stop(signal.SIGKILL)
     assert_gone(children, AT_ONCE)
-    assert not sandbox_groups()
+    assert not sandbox_groups(working)
     working.start()
     assert working.wait_running()["restarts"] == 0
     working.assert_callable()
@@ -187,7 +189,7 @@ def test_the_engine_and_the_sandbox_host_die(working: IIIProject) -> None:
         working.start()
         working.wait_running()
         assert not stale & {record.name for record in folder.iterdir()}
-    owners = {group.name.split(".")[1] for group in sandbox_groups()}
+    owners = {group.name.split(".")[1] for group in sandbox_groups(working)}
     assert owners <= {str(working.sandbox_host().pid)}
     working.assert_callable()
 
