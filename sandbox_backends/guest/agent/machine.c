@@ -27,9 +27,10 @@ static void power_off_at_exit(void) {
 }
 
 void machine_power_off(void) {
-    sync();
-    if (data_fd >= 0)
+    if (data_fd >= 0) { /* not sync(2): that waits for the host's folders, for ever if their server has ended */
+        syncfs(data_fd);
         ioctl(data_fd, FIFREEZE, 0); /* completes the journal, whoever has files open: nothing is left to recover */
+    }
     tcdrain(STDERR_FILENO);
     reboot(RB_POWER_OFF);
     for (;;)

@@ -19,7 +19,7 @@ from iii_core.sandbox.host_processes import spawn
 from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.launcher import LaunchFailed
 from iii_core.sandbox.mounts import resolved_source
-from iii_sandbox_libvirt.needs import VIRTIOFSD
+from iii_sandbox_libvirt import needs
 from iii_sandbox_libvirt.render import Share
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Shares:
                 with place.listen(name) as listener:
                     listener.setblocking(True)
                     plan = {
-                        "program": VIRTIOFSD,
+                        "program": needs.VIRTIOFSD,
                         "source": str(source),
                         "writable": mount.writable,
                         "first_id": SANDBOX_IDS,
