@@ -7,6 +7,7 @@ socket ends, so does it, and then the uplink, whose lifeline it holds. Single-th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -34,13 +35,13 @@ SETTINGS: Final = {"ip_forward": "1", "icmp_ratelimit": "0"}
 class Uplink:
     """slirp4netns, which must be our child from before we leave the network namespace it uses.
 
-    It begins when it is told to, and ends when `leave` is closed, however that comes about.
+    It begins when it is told to, and ends when we do, however that comes about: we hold the other end of its lifeline.
     """
 
     def __init__(self, argv: list[str]) -> None:
         begin_read, self._begin = os.pipe2(os.O_CLOEXEC)
         self._ready, ready_write = os.pipe2(os.O_CLOEXEC)
-        leave_read, self.leave = os.pipe2(os.O_CLOEXEC)
+        leave_read, self._leave = os.pipe2(os.O_CLOEXEC)
         namespace = f"/proc/{os.getpid()}/ns/net"
         pid = os.fork()
         if pid == 0:
@@ -64,8 +65,9 @@ class Uplink:
             raise OSError("the uplink of its network did not come up")
 
     def end(self) -> None:
-        """End it, and wait for that a moment: if it takes longer, whoever is our parent's subreaper collects it."""
-        os.close(self.leave)
+        """End it, begun or not, and wait for that a moment; else whoever is our subreaper collects it."""
+        for lifeline in (self._begin, self._leave):
+            os.close(lifeline)
         poller = select.poll()
         poller.register(self.pidfd, select.POLLIN)
         poller.poll(FAREWELL_TIMEOUT * 1000)
@@ -91,17 +93,25 @@ def make_gate(plan: dict[str, Any]) -> tuple[int, Uplink]:
     if not is_root:
         linux.enter_own_user_namespace()
     uplink = Uplink(list(plan["uplink"]))
-    enter_gate(plan["nft"], plan["rules"])
-    for name, value in SETTINGS.items():
-        Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
-    tap = open_tap(MACHINE_SIDE, HARDWARE, MACHINE_GATEWAY, MACHINE_PREFIX)
-    uplink.begin()
+    try:
+        enter_gate(plan["nft"], plan["rules"])
+        for name, value in SETTINGS.items():
+            Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
+        tap = open_tap(MACHINE_SIDE, HARDWARE, MACHINE_GATEWAY, MACHINE_PREFIX)
+        uplink.begin()
+        _drop_rights(is_root=is_root)
+    except OSError:
+        uplink.end()
+        raise
+    return tap, uplink
+
+
+def _drop_rights(*, is_root: bool) -> None:
     if is_root:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     linux.drop_capabilities()
-    return tap, uplink
 
 
 class Service:
@@ -178,8 +188,13 @@ def main() -> None:
     try:
         tap, uplink = make_gate(json.loads(sys.argv[3]))
     except OSError as error:
-        control.send(json.dumps({"error": str(error)}).encode())
+        with contextlib.suppress(ConnectionError):
+            control.send(json.dumps({"error": str(error)}).encode())
         return
-    control.send(b"{}")
-    Service(control, tap, uplink).run()
-    uplink.end()
+    try:
+        control.send(b"{}")
+        Service(control, tap, uplink).run()
+    except ConnectionError:  # the driver has gone already
+        pass
+    finally:
+        uplink.end()
