@@ -40,7 +40,7 @@ def run_kit(
         os.chown(given, USER, USER)
     packages = (iii_core, iii_sandbox_gate, iii_sandbox_guest, iii_sandbox_libvirt)
     shown = {sys.base_prefix, sys.prefix, str(HERE), str(HOME), *(str(Path(m.__path__[0])) for m in packages)}
-    wish = {"uid": USER, "scratch": str(folder / "scratch"), "show": sorted(shown)}
+    wish = {"uid": USER, "scratch": str(folder / "scratch"), "show": sorted(shown), "tun": True}
     arguments: tuple[str | Path, ...] = (folder / "image.squashfs", home, own, json.dumps(settings), *checks)
     done = subprocess.run(
         ["unshare", "--mount", *python(ORDINARY, json.dumps(wish), HERE / "kitrunner.py", *arguments)],

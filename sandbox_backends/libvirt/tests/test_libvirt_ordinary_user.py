@@ -36,6 +36,13 @@ def test_embedded(image: RootImage, kernel: Path, public: Path) -> None:
     assert run_kit(image.path, public, checks, TCG) == dict.fromkeys(checks)
 
 
+@pytest.mark.long
+def test_network(image: RootImage, kernel: Path, public: Path) -> None:
+    """Where everybody may open /dev/net/tun, as on most machines."""
+    checks = ["check_is_ordinary", "check_egress", "check_no_network"]
+    assert run_kit(image.path, public, checks, TCG) == dict.fromkeys(checks)
+
+
 def test_the_machines_daemon_is_for_root(image: RootImage, kernel: Path, public: Path) -> None:
     checks = ["check_no_system"]
     assert run_kit(image.path, public, checks, {**TCG, "connection": "system"}) == dict.fromkeys(checks)
