@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from iii_core import hookimpl
-from iii_core.records import SandboxBackend
+from iii_core.records import Check, SandboxBackend
 from iii_core.sandbox.port import Isolation
 from iii_sandbox_cloud_hypervisor.policy import CAPABILITIES, Settings
 
@@ -44,3 +44,11 @@ async def _probe(settings: Settings, context: OpenContext) -> ProbeResult:
     from iii_sandbox_cloud_hypervisor.probe import probe
 
     return await probe(settings, context)
+
+
+@hookimpl
+def iii_checks() -> Iterable[Check]:
+    """Declare a row of ``iii doctor``."""
+    from iii_sandbox_cloud_hypervisor import checks
+
+    yield Check(name="cloud-hypervisor", run=checks.check_cloud_hypervisor)

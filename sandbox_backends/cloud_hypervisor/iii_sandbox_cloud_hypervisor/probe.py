@@ -48,7 +48,7 @@ async def probe(
     try:
         program = find_program(settings, context)
         version = await find_version(program)
-        _check_kvm(kvm)
+        check_kvm(kvm)
         await _check_boot(settings, context, program, deadline)
     except IIIError as error:
         return ProbeResult(ok=False, automatic=False, reason=error.message, hint=error.hint, details=error.details)
@@ -85,7 +85,8 @@ async def find_version(program: Path) -> str:
     return version
 
 
-def _check_kvm(kvm: Path) -> None:
+def check_kvm(kvm: Path) -> None:
+    """Raise `BackendUnavailable` unless the device may be opened. That a guest boots with it is another matter."""
     if not kvm.exists():
         raise BackendUnavailable(
             f"there is no {kvm}", hint="this processor or hypervisor does not offer virtualisation, or modprobe kvm"
