@@ -13,6 +13,7 @@ import trio
 
 from iii_core.errors import BackendUnavailable
 from iii_core.records import CheckResult
+from iii_sandbox_libvirt.needs import VIRTIOFSD, find_mounts_lack
 from iii_sandbox_libvirt.places import KVM
 from iii_sandbox_libvirt.policy import Settings
 
@@ -55,3 +56,12 @@ async def check_kvm(_: OpenContext) -> CheckResult:
     return CheckResult(
         status="ok", message=f"{KVM} may be opened; 'iii sandbox backends' says if machines boot with it"
     )
+
+
+async def check_mounts(_: OpenContext) -> CheckResult:
+    """Whether guests can be shown folders of this machine."""
+    await trio.lowlevel.checkpoint()
+    lack = find_mounts_lack()
+    if lack is not None:
+        return CheckResult(status="warning", message=f"no virtual machine can have any: {lack.reason}", hint=lack.hint)
+    return CheckResult(status="ok", message=f"virtual machines can have some, by {VIRTIOFSD}")

@@ -14,7 +14,7 @@ from iii_core.sandbox.hostclient import PROCESS_FOLDER
 from iii_core.sandbox.launching import open_launched
 from iii_sandbox_libvirt.connection import open_connection
 from iii_sandbox_libvirt.machine import LibvirtLauncher
-from iii_sandbox_libvirt.places import Places, hide_kvm
+from iii_sandbox_libvirt.places import Places, hide_kvm, lend_kvm
 from iii_sandbox_libvirt.policy import EMBEDDED, SESSION, Accelerator
 from iii_sandbox_libvirt.snapshots import LibvirtDriver
 from iii_sandbox_libvirt.users import User
@@ -67,8 +67,8 @@ async def open_driver(
     places = Places(context.runtime_dir, qemu_user(settings), binds=embedded, purpose=purpose)
     places.open()
     try:
-        if embedded and accelerator is Accelerator.TCG and places.user is not None:
-            hide_kvm(places)
+        if embedded and places.user is not None:
+            (hide_kvm if accelerator is Accelerator.TCG else lend_kvm)(places)
         async with open_connection(
             _uri(settings, places), emulator.name, places.libvirt if embedded else None
         ) as connection:

@@ -202,12 +202,19 @@ class LibvirtLauncher(Launcher):
             console=place.path(CONSOLE),
             network=place.path(NETWORK) if spec.egress is not None else None,
             shares=shares.devices,
+            owner=(place.user.uid, place.user.gid) if place.lease is not None and place.user is not None else None,
             keep_owners=place.user is not None and not place.binds,
         )
 
     def unenforced(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.unenforced`."""
         return limits.unenforced(spec.limits)
+
+    def not_saveable(self, spec: SandboxSpec) -> str | None:
+        """See `Launcher.not_saveable`: a daemon would not end restored domains with us (libvirt 9 has no such flag)."""
+        if not self.embedded:
+            return "snapshots need libvirt embedded (`connection: embed`)"
+        return "it has mounted folders, whose state cannot be saved" if spec.mounts else None
 
     def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.notes`."""

@@ -9,36 +9,48 @@ end with it. A libvirt daemon does not see them: with one of those, the user mus
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import itertools
 import os
 import shutil
 import socket
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import BackendUnavailable, SandboxError
-from iii_sandbox_libvirt import mounts
+from iii_sandbox_libvirt import linux, mounts
+from iii_sandbox_libvirt.leases import lock, take_id
+from iii_sandbox_libvirt.users import User
 
 if TYPE_CHECKING:
-    from iii_sandbox_libvirt.users import User
+    from iii_sandbox_libvirt.leases import IdLease
 
 KVM: Final = Path("/dev/kvm")
 ROOTS_FOLDER: Final = Path("/run/iii-vm")
 _LIBVIRT: Final = "libvirt"
+_IDS: Final = "ids"
 
 
 @dataclass(slots=True)
 class Place:
-    """The folder of one guest. ``user``: whom QEMU runs as, if not as us; ``binds``: whether it sees our mounts."""
+    """The folder of one guest.
+
+    Attributes:
+        folder: root's, and the guest's QEMU may pass through it.
+        user: whom QEMU runs as, if not as us.
+        binds: whether it sees our mounts.
+        lease: makes that user nobody else's.
+    """
 
     folder: Path
     user: User | None
     binds: bool
+    lease: IdLease | None = None
     mounted: list[Path] = field(default_factory=list[Path])
+    given: list[Path] = field(default_factory=list[Path])
 
     def show(self, name: str, source: Path) -> Path:
         """The path by which QEMU reaches ``source``. Raises `SandboxError` if it may not read it."""
@@ -71,15 +83,21 @@ class Place:
         return self.folder / name
 
     def give(self, path: Path) -> None:
-        """Let QEMU own a file."""
+        """Let QEMU own a file, until `remove`."""
         if self.user is not None:
             os.chown(path, self.user.uid, self.user.gid)
+            self.given.append(path)
 
     def remove(self) -> None:
         """Undo it all. Idempotent."""
         while self.mounted:
             mounts.unbind(self.mounted.pop())
+        while self.given:
+            with suppress(FileNotFoundError):
+                os.chown(self.given.pop(), os.geteuid(), os.getegid())
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lease is not None:
+            self.lease.release()
 
 
 class Places:
@@ -87,7 +105,8 @@ class Places:
 
     Args:
         runtime_dir: whose drivers share a libvirt folder.
-        user: whom QEMU runs as, if not as us.
+        user: whose rights QEMU has, if not ours. Where QEMU sees our mounts, each has a user id of its own besides,
+            and this one is asked for the rest: whether KVM may be used, and what QEMU can do.
         binds: whether QEMU sees the mounts of this process.
         purpose: a letter or more; the name that guests get.
     """
@@ -112,7 +131,7 @@ class Places:
         for number in itertools.count(1):
             self.base = self._top / f"{self._purpose}{number}"
             self._make(self.base)
-            self._lease = _lock(self.base)
+            self._lease = lock(self.base)
             if self._lease is not None:
                 return
 
@@ -131,7 +150,7 @@ class Places:
         """Whether we may do with it what we like: it is ours, or nobody's."""
         if base == self.base or not base.exists():
             return True
-        lease = _lock(base)
+        lease = lock(base)
         if lease is not None:
             os.close(lease)
         return lease is not None
@@ -169,10 +188,18 @@ class Places:
         """A new folder. Its name is short whatever the id is: paths of sockets have at most 107 bytes (unix(7))."""
         folder = self.base / hashlib.sha256(sandbox_id.encode()).hexdigest()[:10]
         folder.mkdir(mode=0o700)
-        if self.user is not None:
-            folder.chmod(0o750)
-            os.chown(folder, 0, self.user.gid)
-        return Place(folder, self.user, self.binds)
+        place = Place(folder, self.user, self.binds)
+        try:
+            if self.user is not None and self.binds:
+                place.lease = take_id(ROOTS_FOLDER / _IDS)
+                place.user = User(f"of id {place.lease.id}", place.lease.id, place.lease.id)
+            if place.user is not None:
+                folder.chmod(0o750)
+                os.chown(folder, 0, place.user.gid)
+        except BaseException:
+            place.remove()
+            raise
+        return place
 
     def close(self) -> None:
         """Remove the base folder; libvirt's goes with the process, for it does not let go of it before. Idempotent."""
@@ -204,6 +231,28 @@ def hide_kvm(places: Places) -> None:
             mounts.bind(nothing, KVM)
 
 
+def lend_kvm(places: Places) -> None:
+    """Let every QEMU of ours use KVM if `Places.user` may, as a member of the device's group: its own user is in none.
+
+    They, and nobody else, see a device of our own at its place.
+    """
+    user = places.user
+    if user is None or not user.may_write(KVM) or KVM.stat().st_mode & 0o006 == 0o006 or not mounts.have_own():
+        return
+    node = places.write_qemu_conf() / "kvm"
+    node.unlink(missing_ok=True)
+    try:
+        os.mknod(node, stat.S_IFCHR, KVM.stat().st_rdev)
+        node.chmod(0o666)
+        mounts.bind(node, KVM)
+        linux.mount("none", str(KVM), None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_NOSUID)  # not MS_NODEV
+    except OSError as error:
+        raise BackendUnavailable(
+            f"{KVM} cannot be given to QEMU's own users: {error.strerror}",
+            hint=f"let everybody open it (chmod 666 {KVM}), or set `accelerator: tcg`",
+        ) from error
+
+
 def render_qemu_conf(user: User | None) -> str:
     """libvirt's ``qemu.conf`` of an embedded connection."""
     settings: dict[str, object] = {"stdio_handler": "file", "seccomp_sandbox": 1}
@@ -222,22 +271,6 @@ def render_qemu_conf(user: User | None) -> str:
 
 def _conf(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds a lock (flock(2)) on a folder; None if another one does, or the folder is gone."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists() and folder.stat().st_ino == os.fstat(descriptor).st_ino:  # not removed meanwhile
-            return descriptor
-    except BlockingIOError:
-        pass
-    os.close(descriptor)
-    return None
 
 
 def _remove(folder: Path) -> None:

@@ -60,3 +60,4 @@ def iii_checks() -> Iterable[Check]:
     yield Check(name="libvirt", run=checks.check_libvirt)
     yield Check(name="qemu", run=checks.check_qemu)
     yield Check(name="kvm", run=checks.check_kvm)
+    yield Check(name="virtiofsd", run=checks.check_mounts)

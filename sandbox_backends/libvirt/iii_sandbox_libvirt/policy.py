@@ -45,7 +45,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         kernel: the guest's kernel, a bzImage or a folder with ``vmlinux`` and ``modules/``; None means the one that
             ``iii sandbox setup`` fetched, or an installed one.
         emulator: QEMU's name or path.
-        user: whom QEMU runs as if the engine is root; with ``system`` it must be the user of libvirt's qemu.conf.
+        user: an account. With ``system``, whom QEMU runs as: it must be the user of libvirt's qemu.conf. With ``embed``
+            as root, it is who decides whether QEMUs, each a user of its own, may use KVM.
     """
 
     connection: str = EMBEDDED

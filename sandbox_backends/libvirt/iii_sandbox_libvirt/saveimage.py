@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 from iii_core.errors import SnapshotUnusable
-from iii_sandbox_libvirt.render import ARGUMENT, COMMAND_LINE, NETDEV_STARTS, netdev
+from iii_sandbox_libvirt.render import ARGUMENT, COMMAND_LINE, NETDEV_STARTS, netdev, render_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,8 @@ def revise(xml: str, guest: Guest) -> str:
     for console in domain.iterfind("devices/console/source"):  # libvirt's second name of the same
         console.set("path", str(guest.console))
     _find(domain, "devices/channel/source").set("path", str(guest.link))
+    if guest.owner is not None:
+        _find(domain, "seclabel[@model='dac']/label").text = render_owner(guest.owner)
     for argument in domain.iterfind(f"{COMMAND_LINE}/{ARGUMENT}"):
         if guest.network is not None and argument.get("value", "").startswith(NETDEV_STARTS):
             argument.set("value", netdev(guest.network))

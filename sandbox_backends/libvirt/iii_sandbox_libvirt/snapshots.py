@@ -62,7 +62,7 @@ class LibvirtDriver(LaunchedDriver):
         boot = sandbox.boot
         if not isinstance(boot, LibvirtBoot) or boot.ended.is_set():
             raise SandboxError(f"sandbox {sandbox_id!r} does not run", details=sandbox.details())
-        self._require_savable(sandbox.spec)
+        self._require_saveable(sandbox.spec)
         async with boot.saving:
             machine = await self._describe(sandbox.spec)
             with _becoming(folder) as fresh:
@@ -101,7 +101,7 @@ class LibvirtDriver(LaunchedDriver):
     async def restore(self, sandbox_id: str, folder: Path) -> None:
         """See `Snapshots.restore`."""
         sandbox = self.find(sandbox_id)
-        self._require_savable(sandbox.spec)
+        self._require_saveable(sandbox.spec)
         await sandbox.start(partial(self._launch, folder))
 
     async def _launch(self, folder: Path, spec: SandboxSpec, console: Console) -> LibvirtBoot:
@@ -135,15 +135,13 @@ class LibvirtDriver(LaunchedDriver):
         versions = await machines.versions()
         return await _blocking(partial(describe, spec, files, machines.accelerator, versions))
 
-    def _require_savable(self, spec: SandboxSpec) -> None:
-        """A daemon would not end restored domains with us (libvirt 9 has no such flag); virtiofsd saves nothing."""
-        if not self._machines.embedded:
-            raise UnsupportedOperation("snapshots need libvirt embedded", hint="set `connection: embed`")
-        if spec.mounts:
+    def _require_saveable(self, spec: SandboxSpec) -> None:
+        reason = self._machines.not_saveable(spec)
+        if reason is not None:
             raise UnsupportedOperation(
-                f"sandbox {spec.id!r} has mounted folders, whose state cannot be saved",
-                hint="leave `mounts` out of the worker's sandbox settings, or copy what it needs into it",
-                details={"sandbox": spec.id},
+                f"sandbox {spec.id!r} can be neither saved nor restored: {reason}",
+                hint="set `connection: embed` of the libvirt backend, and leave `mounts` out of the worker's settings",
+                details={"backend": self._machines.name, "sandbox": spec.id},
             )
 
 

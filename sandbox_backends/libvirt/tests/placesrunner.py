@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ found: dict[str, object] = {}
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/run"], check=True)
 folder = Path(sys.argv[1])
-user = User.named("libvirt-qemu")
+account = user = User.named("libvirt-qemu")
 
 
 def told(act: Callable[[], object]) -> str:
@@ -73,6 +74,14 @@ runtime = folder / "run"
 driver = Places(runtime, user, binds=True, purpose="vm")
 driver.open()
 place = driver.make("x" * 63)
+assert place.user is not None
+user, other = place.user, driver.make("y" * 63)
+assert other.user is not None
+found["ids-differ"] = other.user.uid != user.uid
+others = other.folder / "others"
+others.write_text("others")
+other.give(others)
+found["owner-of-given"] = others.stat().st_uid == other.user.uid
 place.give(data)
 inside = {name: place.show(name, path) for name, path in (("shared", shared), ("data", data))}
 found["outside"] = as_user(shared.read_text)
@@ -82,16 +91,35 @@ found["data-write"] = as_user(lambda: inside["data"].write_text("changed"))
 found["data-now"] = data.read_text()
 found["secret"] = told(lambda: place.show("secret", secret))
 found["list-folder"] = as_user(lambda: sorted(path.name for path in place.folder.iterdir()))
+found["others-folder"] = as_user(lambda: list(other.folder.iterdir()))
+found["others-file"] = as_user(others.read_text)
 found["list-above"] = as_user(lambda: list(driver.base.iterdir()))
 with place.listen("link"):
     found["socket"] = as_user(lambda: connect(place.path("link")))
 found["socket-length"] = len(str(place.path("console")))
 place.remove()
 place.remove()
+other.remove()
+found["data-owner"] = data.stat().st_uid
+found["ids-left"] = [path.name for path in (places.ROOTS_FOLDER / "ids").iterdir()]
 found["mounts-left"] = [str(path) for path in mounts.below(driver.base)]
 found["data-kept"] = data.exists()
 
-killed = Places(runtime, user, binds=True, purpose="vm")
+places.KVM = Path("/run/kvm")  # type: ignore[misc]
+os.mknod(places.KVM, stat.S_IFCHR, os.makedev(1, 3))  # /dev/null, which can be opened everywhere
+os.chown(places.KVM, 0, account.gid)
+places.KVM.chmod(0o600)
+places.lend_kvm(driver)
+found["kvm-of-root"] = as_user(lambda: places.KVM.open("r+b").close())
+places.KVM.chmod(0o660)
+found["kvm-of-a-group"] = as_user(lambda: places.KVM.open("r+b").close())
+places.lend_kvm(driver)
+found["kvm-lent"] = as_user(lambda: places.KVM.open("r+b").close())
+mounts.unbind(places.KVM)
+found["kvm-after"] = oct(places.KVM.stat().st_mode)
+shutil.rmtree(driver.libvirt)
+
+killed = Places(runtime, account, binds=True, purpose="vm")
 killed.open()
 killed.make("left").show("shared", shared)
 domain = killed.domain("left")
@@ -106,10 +134,10 @@ driver.close()
 driver.close()
 found["after-close"] = sorted(str(path) for path in driver.base.parent.iterdir())
 
-unbound = Place(folder, user, binds=False)
+unbound = Place(folder, account, binds=False)
 found["unbound"] = told(lambda: unbound.show("shared", shared))
 shutil.rmtree(places.ROOTS_FOLDER)
 places.ROOTS_FOLDER.mkdir()
 os.chown(places.ROOTS_FOLDER, 65534, 65534)
-found["foreign"] = told(Places(runtime, user, binds=True, purpose="vm").open)
+found["foreign"] = told(Places(runtime, account, binds=True, purpose="vm").open)
 print(json.dumps(found))

@@ -93,7 +93,7 @@ def test_system(image: RootImage, kernel: Path, public: Path, daemon: str) -> No
     home = public / "home"
     shutil.copytree(kernel, home / "kernels" / kernel.name, symlinks=True)
     shutil.copy(image.path, public / "image.squashfs")
-    checks = ["check_ends_with_its_host", "check_lifecycle"]
+    checks = ["check_ends_with_its_host", "check_lifecycle", "check_mounts"]
     own = public / "kit"
     own.mkdir(mode=0o711)
     found = run_as_root(public / "image.squashfs", own, home, daemon, checks)

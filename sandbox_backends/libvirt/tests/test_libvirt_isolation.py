@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import pwd
 import subprocess
 from pathlib import Path
 
 import pytest
+from iii_sandbox_libvirt import leases
 
 from iii_core.sandbox.agent import Agent
+from iii_core.sandbox.ids import MACHINE_ID_COUNT, MACHINE_IDS
 from iii_core.testing.sandbox_harness import run_well
 
-from .vmkit import ROOTS, Bench, cmdline_of, status_of
+from .vmkit import ROOTS, Bench, agent_of, cmdline_of, status_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(120)]
 
@@ -28,6 +29,49 @@ async def test_a_guests_qemu(bench: Bench) -> None:
             if os.geteuid() == 0:
                 look_at_files(pid, bench)
             await look_inside(agent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's QEMUs are all that user")
+async def test_two_guests_qemus_are_two_users(bench: Bench) -> None:
+    """Who breaks out of one has no right over the other, nor over a guest that comes later."""
+    specs = [bench.spec(name) for name in ("one", "two")]
+    async with bench.driver() as driver:
+        users: list[int] = []
+        for spec in specs:
+            await driver.create(spec)
+            await driver.start(spec.id)
+            users.append(uid_of((await driver.state(spec.id)).pid or 0))
+        assert set(users) <= leases._in_use(), "that these ids are in use cannot be told"
+        one, two = users
+        assert one != two
+        pid = (await driver.state("one")).pid or 0
+        place, others = place_of(pid), place_of((await driver.state("two")).pid or 0)
+        assert read_as(one, pid, place / "data")
+        assert read_as(two, pid, others / "data")
+        for path in (others / "data", others / "root", others):
+            assert not read_as(one, pid, path), path
+        for folder in (bench.folder, specs[1].writable_dir):
+            assert not read_as(one, pid, folder / "data.img")
+        await driver.stop("one", grace=0)
+        disk = specs[0].writable_dir / "data.img"
+        assert disk.stat().st_uid == 0, "who gets that id next must not own the disk"
+        os.chown(disk, two, two)  # as if the sandbox host had been killed
+        await driver.start("one")
+        async with agent_of(driver, "one") as agent:
+            await run_well(agent, ("/bin/touch", "/workspace/x"))
+        again = uid_of((await driver.state("one")).pid or 0)
+        assert disk.stat().st_uid == again
+        assert again != two
+
+
+def uid_of(pid: int) -> int:
+    return int(status_of(pid)["Uid"].split()[0])
+
+
+def place_of(pid: int) -> Path:
+    opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    (place,) = {Path(path).parent for path in opened if path.endswith("/root")}
+    return place
 
 
 def look_at_command_line(pid: int) -> None:
@@ -49,9 +93,10 @@ def look_at_rights(pid: int) -> None:
     for capabilities in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
         assert int(status[capabilities], 16) == 0, capabilities
     if os.geteuid() == 0:
-        user = pwd.getpwnam("libvirt-qemu")
-        assert status["Uid"].split() == [str(user.pw_uid)] * 4
-        assert status["Gid"].split() == [str(user.pw_gid)] * 4
+        assert MACHINE_IDS <= uid_of(pid) < MACHINE_IDS + MACHINE_ID_COUNT
+        assert status["Uid"].split() == [str(uid_of(pid))] * 4
+        assert status["Gid"].split() == [str(uid_of(pid))] * 4
+        assert set(status["Groups"].split()) <= {str(uid_of(pid))}
 
 
 def look_at_files(pid: int, bench: Bench) -> None:
@@ -62,20 +107,18 @@ def look_at_files(pid: int, bench: Bench) -> None:
     }
     theirs = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8")
     assert not {line for line in mine if any(project in line for project in bench.projects())}
-    opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    (place,) = {Path(path).parent for path in opened if path.endswith("/root")}
+    place = place_of(pid)
     for name in ("root", "data", "kernel", "initramfs"):
         assert f"{place}/{name} " in theirs
-    assert read_as_qemu(pid, place / "root")
-    assert not read_as_qemu(pid, bench.spec().console)
-    assert not read_as_qemu(pid, bench.image.path)  # by its path it is out of reach
-    assert not read_as_qemu(pid, bench.context.state_dir / "sandbox-host.log")
+    assert read_as(uid_of(pid), pid, place / "root")
+    assert not read_as(uid_of(pid), pid, bench.spec().console)
+    assert not read_as(uid_of(pid), pid, bench.image.path)  # by its path it is out of reach
+    assert not read_as(uid_of(pid), pid, bench.context.state_dir / "sandbox-host.log")
 
 
-def read_as_qemu(pid: int, path: Path) -> bool:
-    """Whether QEMU's user can read a file where QEMU is."""
-    user = pwd.getpwnam("libvirt-qemu")
-    who = ("--setuid", str(user.pw_uid), "--setgid", str(user.pw_gid))
+def read_as(user: int, pid: int, path: Path) -> bool:
+    """Whether a user can read a file where a QEMU is."""
+    who = ("--setuid", str(user), "--setgid", str(user))
     command = ["nsenter", "--target", str(pid), "--mount", *who, "head", "-c1", str(path)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

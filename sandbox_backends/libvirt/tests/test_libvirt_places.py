@@ -108,8 +108,18 @@ EXPECTED: dict[str, object] = {
     "data-now": "changed",
     "list-folder": "['data', 'shared']",
     "list-above": "PermissionError",
+    "ids-differ": True,
+    "owner-of-given": True,
+    "others-folder": "PermissionError",
+    "others-file": "PermissionError",
+    "data-owner": 0,
+    "ids-left": [],
     "socket": "connected",
     "mounts-left": [],
+    "kvm-of-root": "PermissionError",
+    "kvm-of-a-group": "PermissionError",
+    "kvm-lent": "None",
+    "kvm-after": "0o20660",
     "data-kept": True,
     "of-the-living": False,
     "of-the-dead": True,
@@ -129,7 +139,7 @@ def test_qemus_own_user(found: dict[str, Any], what: str) -> None:
 @as_root
 def test_qemus_own_user_is_told_what_it_may_not(found: dict[str, Any]) -> None:
     assert found["socket-length"] < 100
-    assert "libvirt-qemu may not read" in found["secret"]
+    assert "QEMU's user of id" in found["secret"]
     assert "chmod o+r" in found["secret"]
     assert "connection: embed" in found["unbound"]
     assert "keeps it out" in found["unbound"]

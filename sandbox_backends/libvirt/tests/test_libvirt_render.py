@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from iii_sandbox_libvirt.policy import Accelerator
-from iii_sandbox_libvirt.render import Disk, Guest, render
+from iii_sandbox_libvirt.render import Disk, Guest, Share, render
 
 GOLDEN = Path(__file__).parent / "golden"
 GUEST = Guest(
@@ -33,6 +33,8 @@ CASES = {
     "limits": replace(GUEST, vcpus=3, memory_mib=96),
     "network": replace(GUEST, network=Path("/place/a,b/net")),
     "keep-owners": replace(GUEST, keep_owners=True),
+    "owner": replace(GUEST, owner=(1879113729, 1879113730)),
+    "shares": replace(GUEST, shares=(Share(tag="iii-0", socket=Path("/place/share0")),)),
     "hostile-text": replace(GUEST, cmdline="a<b>&\"'c", link=Path("/place/<x>&'\"")),
 }
 
