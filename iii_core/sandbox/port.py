@@ -82,7 +82,8 @@ class Egress:
     Never the machine's own loopback, private, link-local or metadata addresses, whatever a name resolves to.
 
     Attributes:
-        allow: networks in CIDR notation that are reachable although they are not public.
+        allow: networks in CIDR notation that are reachable although they are not public. An address of the machine
+            itself is reachable only where one of them is that address alone.
         nameservers: where the sandbox's DNS queries go; empty means the machine's own resolvers.
     """
 
