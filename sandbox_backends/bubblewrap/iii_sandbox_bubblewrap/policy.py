@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.port import Capability
 
 if TYPE_CHECKING:
@@ -30,13 +31,6 @@ ROOT_CAPABILITIES = CAPABILITIES | {Capability.DISK_LIMIT}
 ALL_CAPABILITIES = ROOT_CAPABILITIES | {Capability.EGRESS}
 
 DATA_DISK = "data.img"
-FOREIGN_ID_BASE = 0x70000000
-"""First user id of sandboxes where the engine runs as root.
-
-Between systemd's container range and its "foreign" range (systemd, UIDS-GIDS.md), and far above what useradd(8) hands
-out as subordinate ids, so no account of the machine is, or may become, a sandbox's root.
-"""
-
 TMPFS_DEFAULT_MIB = 512
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
@@ -67,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     program: str = "bwrap"
-    id_base: int = FOREIGN_ID_BASE
+    id_base: int = SANDBOX_IDS
     unprivileged: bool = False
 
     def __post_init__(self) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from iii_sandbox_bubblewrap.policy import FOREIGN_ID_BASE
 
 from iii_core.errors import BootFailed, SandboxError, UnsupportedOperation
+from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.port import Mount, RootImage, SandboxSpec
 from iii_core.testing.sandbox_harness import agent_of, run, run_well
 
@@ -62,9 +62,9 @@ async def test_what_is_seen(bench: Bench, nested: Path) -> None:
             assert status.as_shell() != 0
             assert "Read-only" in printed
         await run_well(agent, ("/bin/touch", "/tmp/rw/mine", "/tmp/rw/below/mine"))
-        assert (nested / "mine").stat().st_uid == FOREIGN_ID_BASE
+        assert (nested / "mine").stat().st_uid == SANDBOX_IDS
         notes = " ".join((await driver.state(spec.id)).notes)
-        assert f"user id {FOREIGN_ID_BASE} of this machine" in notes
+        assert f"user id {SANDBOX_IDS} of this machine" in notes
 
 
 async def test_rights_are_those_of_the_sandbox(bench: Bench, shown: Path) -> None:

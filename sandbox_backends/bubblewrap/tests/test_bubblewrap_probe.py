@@ -85,7 +85,7 @@ async def test_no_agent(context: OpenContext, monkeypatch: pytest.MonkeyPatch) -
 async def test_too_slow(context: OpenContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "PROBE_TIMEOUT", 0.01)
     reason, _ = refused(await probe(Settings(), context))
-    assert reason == "a sandbox did not come up within 0.01 s"
+    assert reason == "a guest's agent did not answer within 0.01 s"
     assert not list(context.runtime_dir.glob("probe-*"))
 
 

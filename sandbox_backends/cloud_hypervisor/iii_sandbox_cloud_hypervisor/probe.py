@@ -109,7 +109,7 @@ async def _check_boot(settings: Settings, context: OpenContext, program: Path, d
 async def _try(settings: Settings, context: OpenContext, deadline: float) -> Verdict:
     """Raises what fails at once, and is worth another try each time: a guest that hangs is not."""
     try:
-        await boot_once(context, lambda: open_driver(settings, context, purpose="chvp"), deadline=deadline)
+        await boot_once(context, lambda _: open_driver(settings, context, purpose="chvp"), deadline=deadline)
     except BootTimeout as error:
         return Verdict(f"{KVM} is there, but a guest does not boot with it: {error.message}")
     return Verdict()

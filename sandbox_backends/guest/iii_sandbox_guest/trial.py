@@ -1,4 +1,4 @@
-"""Whether guests boot with a backend of virtual machines: found out by booting one, and kept.
+"""Whether sandboxes boot with a backend: found out by booting one; and kept, where that takes long.
 
 That a kernel offers ``/dev/kvm`` says little: it may open, create a machine and even run a few instructions of it, and
 yet no guest ever boots. So what counts is a booted kernel whose agent has answered within a deadline.
@@ -21,7 +21,7 @@ from iii_core.errors import BootTimeout
 from iii_core.project.files import write_atomic
 from iii_core.records import OpenContext
 from iii_core.sandbox.agent import open_agent
-from iii_core.sandbox.port import RootImage, SandboxDriver, SandboxSpec
+from iii_core.sandbox.port import RootImage, SandboxDriver, SandboxSpec, SandboxState
 from iii_sandbox_guest.emptyimage import write_empty_image
 
 T = TypeVar("T")
@@ -29,13 +29,13 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 async def boot_once(
-    context: OpenContext, open_driver: Callable[[], AbstractAsyncContextManager[SandboxDriver]], *, deadline: float
-) -> None:
-    """Boot an empty image until its agent is ready, and end it; leaves nothing.
+    context: OpenContext, open_driver: Callable[[Path], AbstractAsyncContextManager[SandboxDriver]], *, deadline: float
+) -> SandboxState:
+    """Boot an empty image until its agent is ready, and end it; leaves nothing. Gives its state while it ran.
 
     Args:
         context: the backend's.
-        open_driver: opens the backend.
+        open_driver: opens the backend, given a private folder that is removed in the end.
         deadline: seconds from the start until the agent must have answered.
 
     Raises:
@@ -53,22 +53,24 @@ async def boot_once(
             hostname="probe",
         )
         write_empty_image(spec.root.path)
-        async with open_driver() as driver:
+        async with open_driver(folder) as driver:
             await driver.create(spec)
-            with trio.move_on_after(deadline) as limit:
-                await _boot(driver, spec.id)
-            if limit.cancelled_caught:
+            state = None
+            with trio.move_on_after(deadline):
+                state = await _boot(driver, spec.id)
+            if state is None:
                 raise BootTimeout(
                     f"a guest's agent did not answer within {deadline:g} s", details={"console": _tail(spec.console)}
                 )
             await driver.destroy(spec.id, keep_writable=False)
+            return state
 
 
-async def _boot(driver: SandboxDriver, sandbox_id: str) -> None:
+async def _boot(driver: SandboxDriver, sandbox_id: str) -> SandboxState:
     await driver.start(sandbox_id)
     link = trio.SocketStream(trio.socket.from_stdlib_socket(await driver.link(sandbox_id)))
     async with open_agent(link, tunnel_ports=[], serve_tunnel=_refuse):
-        pass
+        return await driver.state(sandbox_id)
 
 
 async def _refuse(stream: trio.abc.Stream) -> None:

@@ -101,7 +101,7 @@ async def _failure_of(accelerator: Accelerator, settings: Settings, context: Ope
 async def _boot_one(accelerator: Accelerator, settings: Settings, context: OpenContext) -> None:
     await boot_once(
         context,
-        lambda: open_driver(settings, context, accelerator, purpose="probe"),
+        lambda _: open_driver(settings, context, accelerator, purpose="probe"),
         deadline=DEADLINES[accelerator],
     )
 
