@@ -2,7 +2,8 @@
 
     unshare --mount python cancelrunner.py IMAGE HOME FOLDER METHOD
 
-METHOD: ``create``, ``start``, ``stop``, ``destroy``; with ``-egress`` behind it, of a sandbox that has a network.
+METHOD: ``create``, ``start``, ``stop``, ``destroy``; with ``-egress`` behind it, of a sandbox that has a network; with
+``-mounts``, of one that sees a folder.
 Prints one JSON object per step: its number, what went wrong (null: nothing), whether the call was cut off there.
 """
 
@@ -25,14 +26,15 @@ from iii_sandbox_libvirt.policy import Accelerator, Settings
 
 from iii_core.errors import SandboxNotFound
 from iii_core.records import OpenContext
-from iii_core.sandbox.port import Egress, Limits, Phase, RootImage, SandboxDriver, SandboxSpec
+from iii_core.sandbox.port import Egress, Limits, Mount, Phase, RootImage, SandboxDriver, SandboxSpec
 from iii_core.testing.sandbox_harness import agent_of, cancelled_at, descendants, run_well
 
 PR_SET_CHILD_SUBREAPER = 36
 EVERY = 14  # steps that are all taken; of the later ones, which poll, a sample
 image, home, folder = (Path(argument) for argument in sys.argv[1:4])
-method, _, network = sys.argv[4].partition("-")
+method, _, wish = sys.argv[4].partition("-")
 PROJECT = hashlib.sha256(os.fsencode(folder / "run")).hexdigest()[:10]
+SHOWN = folder.with_name(f"{folder.name}-shown")
 SPEC = SandboxSpec(
     id="box",
     root=RootImage(path=image, format="squashfs", digest="sha256:" + "0" * 64),
@@ -40,9 +42,10 @@ SPEC = SandboxSpec(
     console=folder / "box.console",
     hostname="boxed",
     limits=Limits(memory_mib=128, disk_mib=16),
-    egress=Egress() if network else None,
+    egress=Egress() if wish == "egress" else None,
+    mounts=(Mount(source=SHOWN, target="/data"),) if wish == "mounts" else (),
 )
-OURS = ("qemu", "slirp", "python")
+OURS = ("qemu", "slirp", "virtiofsd", "python")
 
 
 def look() -> dict[str, list[str]]:
@@ -54,6 +57,7 @@ def look() -> dict[str, list[str]]:
             str(path) for path in folder.rglob("*") if path.name != "box.console" and "/libvirt" not in str(path)
         ),
         "places": sorted(str(path) for path in Path("/run/iii-vm").glob(f"{PROJECT}/vm*/*")),
+        "owners": [str((folder / "box.layer" / "data.img").stat().st_uid)] if SPEC.writable_dir.exists() else [],
     }
 
 
@@ -93,6 +97,7 @@ async def check(driver: SandboxDriver, step: int) -> bool:
 
 async def main() -> None:
     (folder / "run").mkdir(mode=0o700)
+    SHOWN.mkdir()
     context = OpenContext(state_dir=folder, runtime_dir=folder / "run", home=home, environ=dict(os.environ))
     async with open_driver(Settings(accelerator="tcg"), context, Accelerator.TCG) as driver:
         await driver.create(SPEC)

@@ -21,7 +21,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("method", ["create", "start", "stop", "destroy", "start-egress"])
+@pytest.mark.parametrize(
+    "method", ["create", "start", "stop", "destroy", "start-egress", "start-mounts", "stop-mounts"]
+)
 def test_cancelled(image: RootImage, kernel: Path, tmp_path: Path, method: str) -> None:
     command = ["unshare", "--mount", *python(HERE / "cancelrunner.py", image.path, HOME, tmp_path, method)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)

@@ -44,7 +44,7 @@ def test_session(image: RootImage, kernel: Path, public: Path) -> None:
         os.chown(public / "user" / name, USER, USER)
     os.chown(public / "user", USER, USER)
     (public / "kit").mkdir()
-    checks = ["check_is_ordinary", "check_ends_with_its_host", "check_lifecycle"]
+    checks = ["check_is_ordinary", "check_ends_with_its_host", "check_lifecycle", "check_egress"]
     try:
         found = run_kit(image.path, public / "kit", checks, {**TCG, "connection": "session"}, environ)
         assert found == dict.fromkeys(checks)
@@ -93,7 +93,7 @@ def test_system(image: RootImage, kernel: Path, public: Path, daemon: str) -> No
     home = public / "home"
     shutil.copytree(kernel, home / "kernels" / kernel.name, symlinks=True)
     shutil.copy(image.path, public / "image.squashfs")
-    checks = ["check_ends_with_its_host", "check_lifecycle", "check_mounts"]
+    checks = ["check_ends_with_its_host", "check_lifecycle", "check_mounts", "check_egress"]
     own = public / "kit"
     own.mkdir(mode=0o711)
     found = run_as_root(public / "image.squashfs", own, home, daemon, checks)
