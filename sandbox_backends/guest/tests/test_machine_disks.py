@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from iii_sandbox_guest import Needs, agent_path, create_data_disk, find_kernel, prepare_boot
-from iii_sandbox_guest.boot import render_cmdline
+from iii_sandbox_guest.boot import GuestMount, render_cmdline
 from iii_sandbox_guest.initramfs import render_initramfs
 from iii_sandbox_guest.modules import resolve_modules
 
@@ -157,6 +157,12 @@ async def test_a_module_that_is_missing_or_does_not_fit_says_so(root_image: Path
     files = prepare_boot(HOME, needs=machine.needs)
     machine.files = dataclasses.replace(files, initramfs=initramfs, cmdline=render_cmdline(machine.needs))
     assert await fails(machine) == "iii-agent: cannot boot: loading the kernel module bad.ko: Exec format error"
+
+
+async def test_a_host_s_folder_that_is_missing_says_so(root_image: Path, tmp_path: Path) -> None:
+    needs = Needs(data_disk=False, mounts=(GuestMount(tag="pictures", target="/data/a b", writable=False),))
+    said = await fails(Machine(tmp_path / "machine", root_image, needs=needs))
+    assert said == ("iii-agent: cannot boot: mounting the host's folder pictures on /data/a b: Invalid argument")
 
 
 @pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ NETWORK: Final = "net"
 CONNECT_TIMEOUT: Final = 5.0
 FAREWELL_TIMEOUT: Final = 5.0
 _PEERCRED: Final = struct.Struct("3i")
+_log = logging.getLogger("iii.sandbox.libvirt")
 
 
 class LibvirtBoot(Boot):
@@ -92,6 +94,10 @@ class LibvirtBoot(Boot):
     async def end_without_shares(self) -> None:
         """End it when the server of a mounted folder has ended: who looks into that folder now hangs."""
         await self._shares.wait_any_ended()
+        with trio.move_on_after(FAREWELL):
+            await self.ended.wait()  # servers end when QEMU does
+            return
+        _log.warning("the server of a folder mounted in %s has ended, and so does this machine", self.name)
         with suppress(SandboxError):
             await self.kill()
 
