@@ -13,6 +13,7 @@ import trio
 from iii_core.app.application import open_application
 from iii_core.app.watch import FileWatch
 from iii_core.errors import IIIError, leading_error
+from iii_core.link.accept import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from iii_core.app.application import Application
@@ -29,6 +30,7 @@ def run_foreground(project: Project, plugins: PluginHost) -> int:
         IIIError: it could not be started (see `iii_core.app.application.open_application`).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    raise_descriptor_limit()
     return trio.run(_run, project, plugins)
 
 

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from iii_core.errors import ControlError, IIIError, LinkClosed, LinkError, UsageError, leading_error
+from iii_core.link.accept import Acceptor
 from iii_core.link.mux import Closed, Role, open_mux
 
 if TYPE_CHECKING:
@@ -74,17 +75,15 @@ async def serve_control(
     The caller holds the project's engine lock, so a socket that is there already is a dead one and is replaced.
     """
     listener = _bind(path)
-    clients = trio.CapacityLimiter(MAX_CLIENTS)
+    acceptor = Acceptor(listener, name="control socket", slots=trio.Semaphore(MAX_CLIENTS), spare=False)
 
     async def serve_client(stream: trio.SocketStream) -> None:
-        async with clients, stream:
-            await _serve_client(stream, operations)
+        await _serve_client(stream, operations)
 
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, serve_client, [listener])
             task_status.started()
-            await trio.sleep_forever()
+            await acceptor.run(serve_client, nursery)
     finally:
         _unlink(path)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from iii_core.errors import AddressInUse, ConfigError, LinkError, UnsupportedOperation
+from iii_core.link.accept import Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -24,7 +25,8 @@ _PIECE: Final = 65536
 
 
 class Ports:
-    """The open ports of one run of a worker. What connects before `serve` waits in the system's queue."""
+    """The open ports of one run of a worker. What connects before `serve` waits in the system's queue, and so does what
+    is more than `MAX_CONNECTIONS`."""
 
     def __init__(self, listeners: Sequence[tuple[PublishedPort, trio.SocketListener]]) -> None:
         self._listeners = listeners
@@ -34,23 +36,22 @@ class Ports:
         """Connect whoever comes, until cancelled or the link ends. ``note`` is told of what cannot be connected."""
         async with trio.open_nursery() as nursery:
             for port, listener in self._listeners:
-                handle = partial(self._connect, agent, port, note)
-                nursery.start_soon(partial(trio.serve_listeners, handle, [listener], handler_nursery=nursery))
+                acceptor = Acceptor(listener, name=f"published port {port.host}", slots=self._slots)
+                nursery.start_soon(acceptor.run, partial(self._connect, agent, port, note), nursery)
             await agent.wait_closed()
             nursery.cancel_scope.cancel()
 
     async def _connect(
         self, agent: Agent, port: PublishedPort, note: Callable[[str], None], client: trio.SocketStream
     ) -> None:
-        async with client, self._slots:
-            try:
-                with trio.fail_after(CONNECT_TIMEOUT):
-                    inside = await agent.dial(port.guest)
-            except (ConnectionRefusedError, UnsupportedOperation, LinkError, trio.TooSlowError) as error:
-                note(f"port {port.host}: nobody was reached at port {port.guest} inside ({error})")
-                return
-            async with inside:
-                await join(client, inside)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                inside = await agent.dial(port.guest)
+        except (ConnectionRefusedError, UnsupportedOperation, LinkError, trio.TooSlowError) as error:
+            note(f"port {port.host}: nobody was reached at port {port.guest} inside ({error})")
+            return
+        async with inside:
+            await join(client, inside)
 
 
 @asynccontextmanager

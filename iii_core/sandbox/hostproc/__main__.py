@@ -16,6 +16,7 @@ import sys
 import trio
 
 from iii_core.host import PluginHost
+from iii_core.link.accept import raise_descriptor_limit
 from iii_core.records import SandboxBackend
 from iii_core.sandbox.host_wire import MessageSocket
 from iii_core.sandbox.hostproc.reaper import reap_orphans
@@ -56,6 +57,7 @@ def main() -> None:
     """Run the sandbox host on the descriptor that the command line names."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_descriptor_limit()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from iii_core.errors import AddressInUse, EngineError, EngineNotRunning
+from iii_core.link.accept import Acceptor
 from iii_core.records import OpenContext
 from iii_core.transport.port import ConnectionRequest, Limits, ListenAddress, Listener, MessageTransport, Peer
 from iii_plugin_websocket.admission import Admission
@@ -76,7 +77,9 @@ class WebSocketTransport(MessageTransport):
             await self.serve_stream(stream, listener, remote=remote)
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, serve, listeners)
+            for each in listeners:
+                acceptor = Acceptor(each, name=f"listener {bound.host}:{bound.port}")
+                nursery.start_soon(acceptor.run, serve, nursery)
             task_status.started(bound)
 
     async def serve_stream(
