@@ -28,8 +28,11 @@ WORKER_KEYS: Final = (*COMMON_KEYS, "ports")
 PROJECT_KEYS: Final = (*COMMON_KEYS, "backends")
 MOST_MOUNTS: Final = 32
 MOST_PORTS: Final = 32
-MAX_ID: Final = 2**32 - 2
-_MEMORY_MIN: Final = 16
+MAX_ID: Final = 65535
+"""Of the users and groups of a sandbox: so many it has, where it has more than one."""
+_LEAST_MIB: Final = 16
+_MOST_MIB: Final = 1 << 30
+_MOST_PIDS: Final = 1 << 22  # PID_MAX_LIMIT, Linux
 _KERNEL_FOLDERS: Final = ("/proc", "/sys", "/dev")
 _RUNTIME_FOLDERS: Final = ("/run", "/var/run")
 _CLOSED: Final = tuple(
@@ -178,7 +181,9 @@ class _Reader:
         return Network(
             egress=Egress(
                 allow=tuple(self._parsed((*path, "allow", i), text, _cidr) for i, text in lists["allow"]),
-                nameservers=tuple(self._parsed((*path, "nameservers", i), t, _ip) for i, t in lists["nameservers"]),
+                nameservers=tuple(
+                    self._parsed((*path, "nameservers", i), text, _nameserver) for i, text in lists["nameservers"]
+                ),
             )
         )
 
@@ -256,14 +261,14 @@ def _cpus(value: Any) -> float:
 
 def _mebibytes(value: Any) -> int:
     mib = parse_memory_mib(value)
-    if mib < _MEMORY_MIN:
-        raise ValueError(f"expected at least {_MEMORY_MIN} MiB")
+    if not _LEAST_MIB <= mib <= _MOST_MIB:
+        raise ValueError(f"expected {_LEAST_MIB} to {_MOST_MIB} MiB")
     return mib
 
 
 def _pids(value: Any) -> int:
-    if type(value) is not int or value < 2:
-        raise ValueError("expected a whole number of at least 2")
+    if type(value) is not int or not 2 <= value <= _MOST_PIDS:
+        raise ValueError(f"expected a whole number from 2 to {_MOST_PIDS}")
     return value
 
 
@@ -275,6 +280,16 @@ def _cidr(text: str) -> str:
     if any(closed.version == network.version and closed.overlaps(network) for closed in _CLOSED):
         raise ValueError(f"{text} cannot be allowed: loopback, link-local and multicast stay closed")
     return str(network)
+
+
+def _nameserver(text: str) -> str:
+    address = _ip(text)
+    if any(ipaddress.ip_address(address) in closed for closed in _CLOSED):
+        raise ValueError(
+            f"{text} cannot be asked: loopback, link-local and multicast stay closed "
+            "(without nameservers, this machine's own are asked)"
+        )
+    return address
 
 
 def _ip(text: str) -> str:
