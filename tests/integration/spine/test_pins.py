@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from iii_core.workers.snapshots import SnapshotStore
 from iiitools.debianimage import base, build_layer
 from iiitools.ocilayout import tar_layer, write_layout
 from iiitools.workerimages import architecture
@@ -147,3 +148,19 @@ def test_a_file_is_not_called_a_folder(fresh: IIIProject) -> None:
     assert done.returncode == 1
     assert b"is a file" in done.stderr
     assert f"docker-archive:{archive}".encode() in done.stderr
+
+
+def test_a_snapshot_goes_with_what_it_was_of(fresh: IIIProject, push: Push) -> None:
+    """Fetched again and found unchanged, a worker keeps its snapshot; moved to another image, it loses it."""
+    reference, _ = push("old", "1")
+    fresh.ok("worker", "add", reference)
+    store = SnapshotStore(fresh.folder / ".iii" / "snapshots" / NAME)
+    state = store.begin()
+    state.mkdir(parents=True)
+    store.commit(state, reference, {})
+    assert b"snapshot" not in fresh.run("worker", "reinstall", NAME).stderr
+    assert store.read() is not None
+    push("new", "1")
+    done = fresh.run("worker", "reinstall", NAME)
+    assert b"Its snapshot was of what it was before, and is deleted." in done.stderr
+    assert not store.folder.exists()

@@ -358,7 +358,7 @@ def test_bad_names_touch_nothing(project: Any, name: str) -> None:
     check_refused(project, "logs", name)
 
 
-@pytest.mark.parametrize("command", ["start", "stop", "restart", "status", "remove", "exec"])
+@pytest.mark.parametrize("command", ["start", "stop", "restart", "snapshot", "status", "remove", "exec"])
 def test_every_command_checks_names(project: Any, command: str) -> None:
     check_refused(project, command, "../x")
 
