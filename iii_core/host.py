@@ -142,7 +142,9 @@ class PluginHost:
             for record in records:
                 if not isinstance(record, kind):
                     raise PluginError(f"{implementation.function.__name__} yielded {record!r}, not a {kind.__name__}")
-        except Exception as error:  # a plugin's own fault must not end the program
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin's own fault must not end the program, not even sys.exit()
             self._fail(implementation.plugin_name, error)
             return []
         return [Declared(record=record, plugin=info) for record in records if isinstance(record, kind)]
@@ -164,7 +166,9 @@ class PluginHost:
         self._plugins[_key(info)] = info
         try:
             self._admit(entry.load(), info)
-        except (Exception, SystemExit) as error:  # whatever a broken plugin does at import is its own fault
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a broken plugin does at import is its own fault
             self._fail(_key(info), error)
 
     def _admit(self, plugin: object, info: PluginInfo) -> None:
@@ -198,8 +202,7 @@ class PluginHost:
             raise PluginError(f"plugin {info.origin}: {error}") from error
 
     def _fail(self, key: str, error: BaseException) -> None:
-        text = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        self._plugins[key] = replace(self._plugins[key], status="failed", error=text)
+        self._plugins[key] = replace(self._plugins[key], status="failed", error=_words(error))
 
 
 def _by_name(kind: type[R], declarations: Iterable[Declared]) -> dict[str, R]:
@@ -214,6 +217,19 @@ def _by_name(kind: type[R], declarations: Iterable[Declared]) -> dict[str, R]:
                 details={"name": declared.record.name, "plugins": [other.plugin.name, declared.plugin.name]},
             )
     return {name: entry.record for name, entry in found.items() if isinstance(entry.record, kind)}
+
+
+def _words(error: BaseException) -> str:
+    """What a plugin raised; its class is a plugin's code too, and may raise when it is asked for its text."""
+    if isinstance(error, PluginError):
+        return error.message
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:
+        return f"{kind} (its text cannot be had: {type(another).__name__})"
 
 
 def _key(info: PluginInfo) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
@@ -74,12 +74,21 @@ async def _verdict(check: Check, context: OpenContext, timeout: float) -> CheckR
     try:
         with trio.move_on_after(timeout):
             return _understood(await check.run(context))
-    except Exception as error:  # whatever is wrong with a check is a row, never the end of the others
+    except BaseException as error:  # whatever is wrong with a check is a row, never the end of the others
+        if _ends_all(error):
+            raise
         leader = leading_error(error)
         if isinstance(leader, IIIError):
             return _failed(f"[{leader.code}] {leader.message}", leader.hint)
         return _failed(f"the check itself is broken: {type(leader).__name__}{_place(leader)}")
     return _failed(f"no answer within {timeout:g} s")
+
+
+def _ends_all(error: BaseException) -> bool:
+    """Whether an error, or a part of a group, is the user's or trio's way to end things; `SystemExit` is not."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_ends_all(part) for part in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return isinstance(error, (KeyboardInterrupt, trio.Cancelled))
 
 
 def _place(error: BaseException) -> str:

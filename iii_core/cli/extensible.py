@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typer import Typer
+
 from iii_core.cli.lazy import Lazy, LazyCommand, LazyGroup
 from iii_core.cli.state import State, state_of
-from iii_core.errors import UsageError
+from iii_core.errors import IIIError, PluginError, UsageError
 
 if TYPE_CHECKING:
     from iii_core.records import Command
@@ -46,7 +48,15 @@ class ExtensibleGroup(LazyGroup):
         declared = self._declared(ctx, name)
         if declared is None:
             raise UsageError(f"no plugin provides the command {name!r} any more", hint="see 'iii plugins list'")
-        return declared.load()
+        try:
+            loaded: object = declared.load()
+        except (IIIError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a plugin's own fault, sys.exit() too
+            raise _broken(name, f"raised {type(error).__name__}") from error
+        if not isinstance(loaded, Typer):
+            raise _broken(name, f"gave {type(loaded).__name__}, not a typer.Typer")
+        return loaded
 
     def _declared(self, ctx: Any, name: str) -> Command | None:
         from iii_core.records import Command
@@ -55,3 +65,10 @@ class ExtensibleGroup(LazyGroup):
 
     def _state(self, ctx: Any) -> State:
         return state_of(ctx)
+
+
+def _broken(name: str, how: str) -> PluginError:
+    return PluginError(
+        f"the plugin's command {name!r} cannot run: its load() {how}",
+        hint="see 'iii plugins list' for who provides it, and update or uninstall that; 'iii --debug …' shows where",
+    )

@@ -136,3 +136,34 @@ def test_where_sockets_cannot_be_there_are_still_folders(tmp_path: Path, monkeyp
         assert context.runtime_dir.parent.parent == tmp_path
         context.runtime_dir.mkdir()
     assert list(tmp_path.iterdir()) == []
+
+
+async def leaving(_: OpenContext) -> CheckResult:
+    await trio.lowlevel.checkpoint()
+    raise SystemExit(3)
+
+
+async def leaving_in_a_group(_: OpenContext) -> CheckResult:
+    await trio.lowlevel.checkpoint()
+    raise BaseExceptionGroup("", [SystemExit(3)])
+
+
+async def test_a_check_that_exits_is_a_row(context: OpenContext) -> None:
+    plugins = host(Check(name="leaving", run=leaving), Check(name="group", run=leaving_in_a_group))
+    rows = await examine([Check(name="good", run=good)], plugins, context)
+    assert [(row.name, row.result.status) for row in rows] == [
+        ("good", "warning"),
+        ("leaving", "failed"),
+        ("group", "failed"),
+    ]
+    assert rows[1].result.message.startswith("the check itself is broken: SystemExit at test_doctor.py:")
+
+
+async def test_an_interrupt_is_no_row(context: OpenContext) -> None:
+    async def interrupted(_: OpenContext) -> CheckResult:
+        await trio.lowlevel.checkpoint()
+        raise KeyboardInterrupt
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await examine([Check(name="interrupted", run=interrupted)], host(), context)
+    assert isinstance(caught.value.exceptions[0], KeyboardInterrupt)

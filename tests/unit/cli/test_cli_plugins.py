@@ -201,3 +201,56 @@ def test_core_commands_never_import_plugins(iii: Any, site: Any) -> None:
     assert not (iii.root / "imported").exists()
     iii("--help")
     assert (iii.root / "imported").exists()
+
+
+NO_TEXT = """
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+raise Mute
+"""
+ENDING = """
+import sys
+from iii_core import hookimpl
+
+@hookimpl
+def iii_commands():
+    sys.exit(3)
+
+@hookimpl
+def iii_checks():
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        (NO_TEXT, "Mute (its text cannot be had: RuntimeError)"),
+        (ENDING, "SystemExit: 3"),
+        ("class Odd(BaseException): pass\nraise Odd('x')\n", "Odd: x"),
+    ],
+    ids=["no-text", "sys-exit", "base-exception"],
+)
+def test_a_broken_plugin_costs_no_more_than_itself(iii: Any, site: Any, source: str, error: str) -> None:
+    site("greeter", HELLO)
+    site("wreck", source)
+    shown = iii("--help")
+    assert (shown.code, "Say hello" in shown.out) == (0, True)
+    assert iii("hello").out == "hello you\n"
+    listed = iii("plugins", "list", "--json")
+    assert listed.code == 0
+    (row,) = (row for row in json.loads(listed.out)["plugins"] if row["name"] == "wreck")
+    assert (row["status"], row["error"]) == ("failed", error)
+
+
+@pytest.mark.parametrize(
+    ("body", "how"),
+    [("return None", "gave NoneType, not a typer.Typer"), ("import sys; sys.exit(3)", "raised SystemExit")],
+)
+def test_a_command_that_cannot_be_loaded_says_so(iii: Any, site: Any, body: str, how: str) -> None:
+    site("greeter", HELLO.replace("    import typer\n", f"    {body}\n    import typer\n"))
+    done = iii("hello")
+    assert done.code == 1
+    assert f"[W210] the plugin's command 'hello' cannot run: its load() {how}\nhint: see 'iii plugins list'" in done.err
