@@ -46,6 +46,7 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _MAX_TEXT = 128 * 1024  # Linux: MAX_ARG_STRLEN, the longest argument or variable a program can be given
 _MAX_ITEMS = 4096
+_REF_NAME = "org.opencontainers.image.ref.name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +63,13 @@ class Platform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """A blob: its digest (``sha256:…``), its size in bytes, and what it is said to be."""
+    """A blob: its digest (``sha256:…``), its size in bytes, and what it is said to be and to be called."""
 
     digest: str
     size: int
     media_type: str
     platform: Platform | None = None
+    ref_name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,19 @@ def _descriptor(value: object, what: str) -> Descriptor:
         raise _unsafe(f"The manifest's {what} is to be fetched from elsewhere (a foreign layer)")
     media_type = _text(item.get("mediaType", ""), f"The mediaType in the manifest's {what}")
     found = item.get("platform")
-    return Descriptor(digest=digest, size=size, media_type=media_type, platform=_platform(found) if found else None)
+    return Descriptor(
+        digest=digest,
+        size=size,
+        media_type=media_type,
+        platform=_platform(found) if found else None,
+        ref_name=_ref_name(item.get("annotations")),
+    )
+
+
+def _ref_name(annotations: object) -> str:
+    """The name in an image layout (image-spec, ``annotations.md``); "" where there is none that could be asked for."""
+    name = cast("dict[str, object]", annotations).get(_REF_NAME) if isinstance(annotations, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _platform(value: object) -> Platform:

@@ -21,11 +21,12 @@ REAP_SECONDS = 5
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str], *, env: Mapping[str, str], cwd: Path, install: str
+    command: Sequence[str], *, env: Mapping[str, str], cwd: Path, install: str, pass_fds: Sequence[int] = ()
 ) -> AsyncGenerator[trio.Process, None]:
     """A program with pipes for its standard streams; its whole group is killed when the scope is left.
 
-    Raises `SpawnError` if it is not there; ``install`` says what to install then.
+    It has the descriptors ``pass_fds`` under the same numbers. Raises `SpawnError` if it is not there; ``install`` says
+    what to install then.
     """
     try:
         process = await trio.lowlevel.open_process(
@@ -36,6 +37,7 @@ async def running(
             start_new_session=True,
             env=dict(env),
             cwd=cwd,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError:
         raise SpawnError(f"{command[0]} is not installed", hint=f"install {install}") from None

@@ -84,11 +84,6 @@ class LocalReference:
             return self.selector.rpartition("/")[2].partition(":")[0]
         return self.path.name.partition(".")[0].lower()
 
-    @property
-    def transport(self) -> str:
-        """What skopeo calls it."""
-        return self.canonical
-
     def pin(self, digest: str) -> str | None:
         """None: what a file holds cannot be asked for again once another one took its place."""
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import tarfile
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +9,23 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iii_core.errors import DigestMismatch, ImageNotFound, ImageUnsafe, StorageFull
+from iii_core.errors import DigestMismatch, ImageUnsafe, StorageFull
 from iii_core.images.port import Image, ImageConfig, ImageResolver, Progress, ProgressSink
 from iii_core.sandbox.port import RootImage
 from iii_registry_oci import manifest as documents
 from iii_registry_oci.hints import parse_hints
 from iii_registry_oci.layers.blob import Layer
-from iii_registry_oci.layers.limits import Limits
-from iii_registry_oci.manifest import Descriptor, Index, Manifest
-from iii_registry_oci.reference import LocalReference, Reference, parse
+from iii_registry_oci.layers.limits import FULL, Limits
+from iii_registry_oci.manifest import Index, Manifest
+from iii_registry_oci.origins import Origin, open_origin
+from iii_registry_oci.reference import Reference, parse
 from iii_registry_oci.rootimage import build_root
 from iii_registry_oci.skopeo import Skopeo
 from iii_registry_oci.store import FORMAT, ImageStore, StoredImage, blobs_of, staging_blob
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from iii_core.records import OpenContext
 
@@ -58,13 +58,14 @@ class OciResolver(ImageResolver):
             return self._image(reference, found)
         with _full_disk():
             progress(Progress(stage="resolving", item=reference.canonical))
-            with self._store.staging() as staging:
-                resolved = await self._resolve(reference, staging)
-            stored = self._store.find(resolved.digest)
-            if stored:
-                await self._refer(reference, resolved)
-            else:
-                stored = await self._pull_once(reference, resolved, progress)
+            with self._store.staging() as scratch:
+                async with self._open(reference, scratch) as origin:
+                    resolved = await self._resolve(reference, origin)
+                    stored = self._store.find(resolved.digest)
+                    if stored:
+                        await self._refer(reference, resolved)
+                    else:
+                        stored = await self._pull_once(reference, origin, resolved, progress)
         progress(Progress(stage="stored", item=reference.canonical))
         return self._image(reference, stored)
 
@@ -79,9 +80,19 @@ class OciResolver(ImageResolver):
         reference = parse(source, cwd=Path.cwd())
         return await trio.to_thread.run_sync(self._store.forget, reference.canonical, self._platform)
 
-    async def _resolve(self, reference: Reference, scratch: Path) -> Resolved:
+    def _open(self, reference: Reference, scratch: Path) -> AbstractAsyncContextManager[Origin]:
+        return open_origin(
+            reference,
+            skopeo=self._skopeo,
+            platform=self._platform,
+            scratch=scratch,
+            limits=self._limits,
+            environ=self._environ,
+        )
+
+    async def _resolve(self, reference: Reference, origin: Origin) -> Resolved:
         """Ask for the manifest; where it is an index, for the one of this machine."""
-        raw = await self._skopeo.manifest(reference, None, scratch)
+        raw = await origin.manifest(None)
         digest = documents.digest_of(raw)
         pin = reference.pin(digest)
         if reference.digest:
@@ -89,7 +100,9 @@ class OciResolver(ImageResolver):
         document = documents.parse_document(raw, self._limits)
         if isinstance(document, Index):
             chosen = documents.choose(document, self._platform)
-            raw = await self._child(reference, chosen, scratch)
+            if chosen.size > self._limits.manifest:
+                raise ImageUnsafe(f"{reference.canonical}: a manifest of {chosen.size} bytes is too large")
+            raw = await origin.manifest(chosen)
             digest = documents.check_digest(
                 raw, chosen.digest, f"The {self._platform} manifest of {reference.canonical}"
             )
@@ -103,14 +116,9 @@ class OciResolver(ImageResolver):
             self._store.refer, reference.canonical, self._platform, resolved.digest, resolved.pin
         )
 
-    async def _child(self, reference: Reference, chosen: Descriptor, scratch: Path) -> bytes:
-        if chosen.size > self._limits.manifest:
-            raise ImageUnsafe(f"{reference.canonical}: a manifest of {chosen.size} bytes is too large")
-        if isinstance(reference, LocalReference):
-            return await trio.to_thread.run_sync(_local_blob, reference, chosen, self._limits.manifest)
-        return await self._skopeo.manifest(reference, chosen.digest, scratch)
-
-    async def _pull_once(self, reference: Reference, resolved: Resolved, progress: ProgressSink) -> StoredImage:
+    async def _pull_once(
+        self, reference: Reference, origin: Origin, resolved: Resolved, progress: ProgressSink
+    ) -> StoredImage:
         """Pull, unless another task or process did so while this one waited for its turn."""
         async with self._store.pulling(resolved.digest):
             stored = self._store.find(resolved.digest)
@@ -118,17 +126,18 @@ class OciResolver(ImageResolver):
                 await self._refer(reference, resolved)
                 return stored
             try:
-                return await self._pull(reference, resolved, progress, reuse=True)
+                return await self._pull(reference, origin, resolved, progress, reuse=True)
             except DigestMismatch:
                 if not self._store.holds_any(blobs_of(resolved.manifest)):
                     raise
-                return await self._pull(reference, resolved, progress, reuse=False)  # ours may be the damaged one
+                # ours may be the damaged one
+                return await self._pull(reference, origin, resolved, progress, reuse=False)
 
     async def _pull(
-        self, reference: Reference, resolved: Resolved, progress: ProgressSink, *, reuse: bool
+        self, reference: Reference, origin: Origin, resolved: Resolved, progress: ProgressSink, *, reuse: bool
     ) -> StoredImage:
         with self._store.staging() as staging:
-            await self._download(reference, resolved, staging, progress, reuse=reuse)
+            await self._download(reference, origin, resolved, staging, progress, reuse=reuse)
             config, layers = self._check(reference, resolved.manifest, staging)
             root = staging / "root.squashfs"
             total = sum(layer.size for layer in layers)
@@ -158,18 +167,25 @@ class OciResolver(ImageResolver):
             return image
 
     async def _download(
-        self, reference: Reference, resolved: Resolved, staging: Path, progress: ProgressSink, *, reuse: bool
+        self,
+        reference: Reference,
+        origin: Origin,
+        resolved: Resolved,
+        staging: Path,
+        progress: ProgressSink,
+        *,
+        reuse: bool,
     ) -> None:
         blobs = {blob.digest: blob.size for blob in (resolved.manifest.config, *resolved.manifest.layers)}
         borrowed = self._store.borrow(blobs, staging) if reuse else set[str]()
-        total = sum(size for digest, size in blobs.items() if digest not in borrowed)
+        missing = {digest: size for digest, size in blobs.items() if digest not in borrowed}
+        total = sum(missing.values())
 
         def arrived(done: int) -> None:
             progress(Progress(stage="downloading", item=reference.canonical, done=done, total=total))
 
         arrived(0)
-        digest = None if isinstance(reference, LocalReference) else resolved.digest
-        await self._skopeo.copy(reference, digest, self._platform, staging, expected=total, arrived=arrived)
+        await origin.copy(resolved.digest, missing, staging, arrived)
         arrived(total)
 
     def _check(self, reference: Reference, manifest: Manifest, staging: Path) -> tuple[ImageConfig, list[Layer]]:
@@ -219,22 +235,6 @@ def _full_disk() -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
         raise StorageFull("No space is left for the image store", hint="free some disk space") from error
-
-
-def _local_blob(reference: LocalReference, blob: Descriptor, most: int) -> bytes:
-    """A blob of a layout's folder or archive."""
-    name = f"blobs/sha256/{blob.digest.removeprefix('sha256:')}"
-    try:
-        if reference.scheme == "oci":
-            with (reference.path / name).open("rb") as file:
-                return file.read(most + 1)
-        with tarfile.open(reference.path) as archive:
-            for member in archive:
-                if member.name.removeprefix("./") == name and (opened := archive.extractfile(member)):
-                    return opened.read(most + 1)
-    except (OSError, tarfile.TarError):
-        pass  # what is not there, or cannot be read, is told the same way
-    raise ImageNotFound(f"{reference.canonical} lacks the manifest {blob.digest}", hint="check the path and the tag")

@@ -1,7 +1,10 @@
-"""skopeo as a library: manifests and blobs from registries, layouts and archives.
+"""skopeo as a library: manifests and blobs from registries and ``docker-archive`` files.
 
 skopeo knows the transports, authentication, proxies, mirrors and signature policies of the containers tools, and reads
 the files in which users configure them. No secret passes through here: skopeo finds the auth file by the environment.
+
+An archive is handed to it as a plain file that is open already, so that it neither unpacks it nor opens a path that
+leads elsewhere by now. OCI archives and layouts never get here (`iii_registry_oci.local` says why).
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from typing import TypeVar
 
 import trio
 
-from iii_core.errors import DigestMismatch, IIIError, ImageUnsafe, RegistryUnreachable
+from iii_core.errors import DigestMismatch, IIIError, ImageError, ImageUnsafe, RegistryUnreachable
 from iii_registry_oci import skopeo_errors
 from iii_registry_oci.layers.limits import MIB, Limits
+from iii_registry_oci.local.policy import find_policy
 from iii_registry_oci.manifest import Platform
 from iii_registry_oci.process import read_bounded, running
 from iii_registry_oci.reference import LocalReference, Reference, RegistryReference
@@ -70,20 +74,19 @@ class Skopeo:
         host = reference.registry.rpartition(":")[0] if _has_port(reference.registry) else reference.registry
         return host in _LOOPBACK or host in self._insecure or reference.registry in self._insecure
 
-    async def manifest(self, reference: Reference, digest: str | None, scratch: Path) -> bytes:
+    async def manifest(
+        self, reference: Reference, digest: str | None, scratch: Path, *, archive: int | None = None
+    ) -> bytes:
         """The manifest or index that ``reference`` leads to, or the one of ``digest`` beside it, as it was stored.
 
-        Raises the `ImageError` family. The bytes are as the registry sent them: nothing is checked but their number.
+        ``archive`` is the open file of a `LocalReference`. Raises the `ImageError` family. The bytes are as they came:
+        nothing is checked but their number.
         """
-        source = reference.transport
-        if digest is not None:
-            assert isinstance(reference, RegistryReference)
-            source = reference.pinned(digest)
-        command = ["inspect", "--raw", *self._tls(reference, "--tls-verify"), source]
+        command = ["inspect", "--raw", *self._tls(reference, "--tls-verify"), _source(reference, digest, archive)]
 
         async def attempt() -> bytes:
             with trio.move_on_after(INSPECT_SECONDS):
-                return await self._run(command, reference, scratch)
+                return await self._run(command, reference, archive, scratch)
             raise _too_slow(reference, INSPECT_SECONDS)
 
         return await _retry(attempt)
@@ -97,23 +100,22 @@ class Skopeo:
         *,
         expected: int,
         arrived: Callable[[int], None],
+        archive: int | None = None,
     ) -> None:
         """Copy an image's blobs to ``staging/blobs/sha256/``; those that are there already are not fetched.
 
         Args:
             reference: where from.
-            digest: of the manifest, for a registry.
-            platform: chosen from an index, for a local image.
+            digest: of the manifest.
+            platform: what the manifest is for.
             staging: an empty folder but for ``blobs``; temporary files of skopeo are in it too.
             expected: bytes to come; a source that sends far more is cut off.
             arrived: told the bytes that are here, several times a second.
+            archive: the open file of a `LocalReference`.
         """
-        source = (
-            reference.pinned(digest) if digest and isinstance(reference, RegistryReference) else reference.transport
-        )
         command = ["copy", "--quiet", "--dest-oci-accept-uncompressed-layers", "--remove-signatures"]
         command += [*self._tls(reference, "--src-tls-verify"), f"--dest-shared-blob-dir={staging / 'blobs'}"]
-        command += [source, f"oci:{staging / 'layout'}:image"]
+        command += [_source(reference, digest, archive), f"oci:{staging / 'layout'}:image"]
         chosen = [f"--override-os={platform.os}", f"--override-arch={platform.architecture}"]
 
         async def attempt() -> None:
@@ -121,7 +123,7 @@ class Skopeo:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch.run, nursery.cancel_scope)
                 try:
-                    await self._run(command, reference, staging, *chosen)
+                    await self._run(command, reference, archive, staging, *chosen)
                 except IIIError as error:
                     watch.error = error  # raised below, where no nursery makes a group of it
                 nursery.cancel_scope.cancel()
@@ -135,9 +137,11 @@ class Skopeo:
             return []
         return [f"{option}={'false' if self.is_insecure(reference) else 'true'}"]
 
-    async def _run(self, arguments: list[str], reference: Reference, scratch: Path, *options: str) -> bytes:
+    async def _run(
+        self, arguments: list[str], reference: Reference, archive: int | None, scratch: Path, *options: str
+    ) -> bytes:
         """Run skopeo to its end; gives its stdout. Raises what its stderr says."""
-        policy = [] if self._has_policy() else ["--insecure-policy"]
+        policy = [] if find_policy(self._environ) else ["--insecure-policy"]
         command = ["skopeo", *policy, f"--tmpdir={scratch}", *options, *arguments]
         outputs: dict[str, bytes] = {}
 
@@ -145,7 +149,10 @@ class Skopeo:
             assert stream is not None
             outputs[name] = await read_bounded(stream, most)
 
-        async with running(command, env=self._environ, cwd=scratch, install="skopeo 1.9 or newer") as process:
+        inherited = () if archive is None else (archive,)
+        async with running(
+            command, env=self._environ, cwd=scratch, install="skopeo 1.9 or newer", pass_fds=inherited
+        ) as process:
             assert process.stdin is not None
             await process.stdin.aclose()
             async with trio.open_nursery() as nursery:
@@ -153,16 +160,13 @@ class Skopeo:
                 nursery.start_soon(collect, "stderr", process.stderr, STDERR_MAX)
                 status = await process.wait()
         if status:
-            raise skopeo_errors.translate(outputs["stderr"], reference, status)
+            said = outputs["stderr"]
+            if archive is not None:
+                said = said.replace(_descriptor(archive).encode(), b"the archive")
+            raise skopeo_errors.translate(said, reference, status)
         if len(outputs["stdout"]) > self._limits.manifest:
             raise ImageUnsafe(f"The manifest of {reference.canonical} has more than {self._limits.manifest} bytes")
         return outputs["stdout"]
-
-    def _has_policy(self) -> bool:
-        """Whether this machine says which signatures it wants; where nothing is said, any image is fine."""
-        home = self._environ.get("HOME")
-        mine = [Path(home, ".config/containers/policy.json")] if home else []
-        return any(path.exists() for path in [*mine, Path("/etc/containers/policy.json")])
 
 
 class _Watch:
@@ -218,7 +222,22 @@ async def _retry(attempt: Callable[[], Awaitable[_Result]]) -> _Result:
     return await attempt()
 
 
-def _too_slow(reference: Reference, seconds: float) -> RegistryUnreachable:
+def _source(reference: Reference, digest: str | None, archive: int | None) -> str:
+    """What skopeo calls it; a digest says nothing to an archive, of which skopeo makes up the manifest."""
+    if isinstance(reference, RegistryReference):
+        return reference.pinned(digest) if digest else reference.transport
+    assert reference.scheme == "docker-archive"
+    assert archive is not None
+    return f"docker-archive:{_descriptor(archive)}" + (f":{reference.selector}" if reference.selector else "")
+
+
+def _descriptor(archive: int) -> str:
+    return f"/proc/self/fd/{archive}"
+
+
+def _too_slow(reference: Reference, seconds: float) -> ImageError:
+    if isinstance(reference, LocalReference):
+        return ImageError(f"{reference.canonical}: reading it made no progress for {math.ceil(seconds)} seconds")
     return RegistryUnreachable(
         f"{reference.canonical}: no answer within {math.ceil(seconds)} seconds",
         hint="check the network, and try again",

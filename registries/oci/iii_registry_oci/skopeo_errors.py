@@ -147,6 +147,7 @@ _MEANINGS = (
         "dial tcp",
     ),
 )
+_OF_REGISTRIES = (RegistryAuthError, RegistryUnreachable)
 
 
 def translate(stderr: bytes, reference: Reference, status: int) -> ImageError:
@@ -154,6 +155,8 @@ def translate(stderr: bytes, reference: Reference, status: int) -> ImageError:
     said = _message(stderr) or f"skopeo ended with status {status}"
     details = {"reference": reference.canonical, "skopeo": said}
     for meaning in _MEANINGS:
+        if isinstance(reference, LocalReference) and meaning.kind in _OF_REGISTRIES:
+            continue
         if meaning.pattern.search(said.replace(reference.canonical, "")):
             return meaning.kind(
                 f"{reference.canonical}: {meaning.text} ({said})"

@@ -6,17 +6,14 @@ Layers are unpacked in threads, several at once: reading, hashing and decompress
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-import zstandard
-
 from iii_core.errors import DigestMismatch, ImageUnsafe
+from iii_registry_oci.layers.decode import BROKEN, CHUNK, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +23,6 @@ if TYPE_CHECKING:
     from iii_registry_oci.layers.spool import Spool
 
 THREADS_MAX = 4
-CHUNK = 256 * 1024
-_GZIP_MAGIC = b"\x1f\x8b"
-_GZIP = 16 + zlib.MAX_WBITS  # zlib's word for "a gzip member"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_WINDOW = 128 * 1024 * 1024  # what the zstd program takes without being asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +96,7 @@ class Unpacker:
         with layer.path.open("rb") as file:
             blob = _Blob(file, layer, self._moved)
             try:
-                for chunk in _decode(blob.chunks):
+                for chunk in decode(blob.chunks):
                     plain.update(chunk)
                     spool.append(chunk)
                     self._budget.spend_bytes(len(chunk))
@@ -114,7 +106,7 @@ class Unpacker:
                         )
                     if self._abandoned:
                         return
-            except (zlib.error, zstandard.ZstdError, EOFError) as error:
+            except BROKEN as error:
                 blob.finish()  # a damaged layer is told by its digest, which says more than where reading it failed
                 raise ImageUnsafe(f"Layer {layer.digest} is not well compressed: {error}") from error
             blob.finish()
@@ -157,57 +149,3 @@ class _Blob:
 def _compare(what: str, layer: Layer, expected: str, actual: str) -> None:
     if expected != f"sha256:{actual}":
         raise DigestMismatch(f"{what} {layer.digest} has the digest sha256:{actual}, expected {expected}")
-
-
-def _decode(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """By the first bytes, as other tools do: media types are often wrong about the compression."""
-    first = next(chunks, b"")
-    if first.startswith(_GZIP_MAGIC):
-        yield from _gunzip(first, chunks)
-    elif first.startswith(_ZSTD_MAGIC):
-        yield from _unzstd(first, chunks)
-    elif first:
-        yield first
-        yield from chunks
-
-
-def _gunzip(data: bytes, more: Iterator[bytes]) -> Iterator[bytes]:
-    """All members of a gzip file (RFC 1952 §2.2), in pieces of at most 4 * `CHUNK`; checks each CRC."""
-    member = zlib.decompressobj(_GZIP)
-    begun = False  # whether `member` has seen a byte
-    while True:
-        plain = member.decompress(data, 4 * CHUNK)
-        begun = begun or bool(data)
-        if plain:
-            yield plain
-        if member.eof:
-            data, member, begun = member.unused_data, zlib.decompressobj(_GZIP), False
-        else:
-            data = member.unconsumed_tail
-        if not data and len(plain) < 4 * CHUNK:
-            data = next(more, b"")
-            if not data:
-                break
-    if begun:
-        raise EOFError("it ends too early")
-
-
-def _unzstd(data: bytes, more: Iterator[bytes]) -> Iterator[bytes]:
-    """All frames of a zstd file, in pieces of at most 4 * `CHUNK`."""
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    with unpacker.stream_reader(_Source(data, more), read_across_frames=True) as reader:
-        while plain := reader.read(4 * CHUNK):
-            yield plain
-
-
-class _Source(io.BytesIO):
-    """Chunks as the file that zstandard wants to read from; the chunks' size is its own business."""
-
-    def __init__(self, first: bytes, more: Iterator[bytes]) -> None:
-        super().__init__()
-        self._first: bytes | None = first
-        self._more = more
-
-    def read(self, _size: int | None = -1, /) -> bytes:
-        first, self._first = self._first, None
-        return next(self._more, b"") if first is None else first

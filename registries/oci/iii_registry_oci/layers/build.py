@@ -11,7 +11,6 @@ the name of an error of `iii_core.errors`.
 from __future__ import annotations
 
 import base64
-import errno
 import json
 import os
 import resource
@@ -27,7 +26,7 @@ from iii_core.errors import IIIError, ImageError, SpawnError, StorageFull
 from iii_registry_oci import accounts
 from iii_registry_oci.layers.blob import Layer
 from iii_registry_oci.layers.entry import Entry
-from iii_registry_oci.layers.limits import MIB, Limits
+from iii_registry_oci.layers.limits import FULL, MIB, Limits
 from iii_registry_oci.layers.merge import Merged, merge
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ REPORT_EVERY = 4 * MIB
 HINTS = b"iii/worker.yaml"
 HINTS_MAX = 64 * 1024
 WANTED = {HINTS: HINTS_MAX, accounts.PASSWD: accounts.FILE_MAX, accounts.GROUP: accounts.FILE_MAX}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SquashFS:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what says that a disk is full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A layer's archive, unpacked and checked, in a file without a name."""
+"""Files that are read at any place; a layer's archive, unpacked and checked, in one without a name."""
 
 from __future__ import annotations
 
@@ -14,26 +14,20 @@ PIECE = 1024 * 1024
 _ZEROS = bytes(PIECE)
 
 
-class Spool:
-    """Bytes that are appended by one thread, and read at any place once they are complete.
+class ReaderAt:
+    """A file that was opened to be read at any place; several threads may read at once.
 
-    Its disk space is free again when it is closed, or when the process dies.
+    Attributes:
+        size: its bytes when it was opened. A file that others cut short since gives less.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed by `close`)
-        self.size = 0
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file = file
+        self.size = size
 
-    def append(self, data: bytes) -> None:
-        """Add ``data``. Zeros take no space on the disk, so that those who pack gigabytes of them gain nothing."""
-        at, self.size = self.size, self.size + len(data)
-        if data == _ZEROS[: len(data)]:
-            os.ftruncate(self._file.fileno(), self.size)
-            return
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._file.fileno(), view, at)
-            at, view = at + written, view[written:]
+    def fileno(self) -> int:
+        """Its descriptor, open until `close`."""
+        return self._file.fileno()
 
     def read(self, at: int, count: int) -> bytes:
         """At most ``count`` bytes from the place ``at`` on; fewer only at the end."""
@@ -46,5 +40,26 @@ class Spool:
             yield piece
 
     def close(self) -> None:
-        """Drop the bytes."""
+        """Close the file."""
         self._file.close()
+
+
+class Spool(ReaderAt):
+    """Bytes that are appended by one thread, and read at any place once they are complete.
+
+    Its disk space is free again when it is closed, or when the process dies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(tempfile.TemporaryFile(dir=folder, buffering=0), 0)  # noqa: SIM115 (closed by `close`)
+
+    def append(self, data: bytes) -> None:
+        """Add ``data``. Zeros take no space on the disk, so that those who pack gigabytes of them gain nothing."""
+        at, self.size = self.size, self.size + len(data)
+        if data == _ZEROS[: len(data)]:
+            os.ftruncate(self._file.fileno(), self.size)
+            return
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._file.fileno(), view, at)
+            at, view = at + written, view[written:]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from iii_registry_oci.layers.blob import Budget
     from iii_registry_oci.layers.limits import Limits
-    from iii_registry_oci.layers.spool import Spool
+    from iii_registry_oci.layers.spool import ReaderAt
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -54,7 +54,7 @@ _PAX_FREE = 512
 _PAX_ENTRY = 128  # bytes of an extended header beyond `_PAX_FREE` that count as one more entry: they take time to read
 
 
-def count_headers(spool: Spool, most: int) -> int:
+def count_headers(spool: ReaderAt, most: int) -> int:
     """How many headers an archive has, extended ones included; counting ends above ``most``.
 
     It takes headers at their word and ends at the first that it cannot read: a quick look, that nothing but refusing an
@@ -78,7 +78,7 @@ def count_headers(spool: Spool, most: int) -> int:
     return count
 
 
-def read_entries(spool: Spool, budget: Budget, label: str) -> Iterator[Entry]:
+def read_entries(spool: ReaderAt, budget: Budget, label: str) -> Iterator[Entry]:
     """The entries of the archive, in order. ``label`` names it in errors.
 
     Raises:
@@ -153,7 +153,7 @@ class Extension:
         """The pax records, not to be changed; an entry's own decide over global ones."""
         return {**self._globals, **self._records} if self._globals and self._records else self._records or self._globals
 
-    def take(self, header: bytes, spool: Spool, at: int, budget: Budget) -> int:
+    def take(self, header: bytes, spool: ReaderAt, at: int, budget: Budget) -> int:
         """One extended header, with its data at ``at``; each kind may come once for an entry. Gives where it ends."""
         size = _number(header[124:136], "size")
         if size > budget.limits.pax:
