@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+from iii_sandbox_gate.needs import TUN
 from iii_sandbox_guest import fetch_kernel
 
 from iiitools.testnet import (
@@ -35,6 +36,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(150),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a world of network namespaces"),
+    pytest.mark.skipif(not os.access(TUN, os.R_OK | os.W_OK), reason=f"{TUN} may not be opened"),
 ]
 RUNNER = Path(__file__).parent / "egressrunner.py"
 HOME = ROOT / "build" / "guest"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from iii_sandbox_gate.needs import TUN
 
 from iiitools.testnet import MACHINE, MACHINE_PRIVATE, METADATA, OUTSIDE, PORT, PRIVATE, World, open_world
 
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(150),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a world of network namespaces"),
+    pytest.mark.skipif(not os.access(TUN, os.R_OK | os.W_OK), reason=f"{TUN} may not be opened"),
 ]
 NAME = "math-worker"
 TRIED = (OUTSIDE, PRIVATE, MACHINE, MACHINE_PRIVATE, *METADATA)
