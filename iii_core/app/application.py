@@ -39,9 +39,9 @@ from iii_core.workers.check import check_entry
 from iii_core.workers.image_service import open_images
 from iii_core.workers.manager import WorkerManager
 from iii_core.workers.operations import WorkerOperations
-from iii_core.workers.plan import WELL_KNOWN_PORT
 from iii_core.workers.sandbox_service import open_sandboxes
 from iii_core.workers.services import WorkerServices
+from iii_core.workers.validity import WELL_KNOWN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
@@ -124,7 +124,8 @@ class Application:
 
     async def check_worker(self, entry: WorkerEntry) -> None:
         """See `iii_core.workers.check.check_entry`; with the config.yaml that is in force."""
-        await check_entry(entry, self.config, self.project, self._sandboxes)
+        port = EngineTunnel(self._engine).port
+        await check_entry(entry, self.config, self.project, self._sandboxes, engine_port=port)
 
     def engine_status(self) -> dict[str, Any]:
         """``engine.status`` of the control socket."""

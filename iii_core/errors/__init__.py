@@ -70,6 +70,7 @@ from iii_core.errors.base import (
     OutputError,
     UsageError,
     leading_error,
+    redact,
 )
 from iii_core.errors.engine import (
     AddressInUse,
@@ -174,4 +175,5 @@ __all__ = [
     "WorkerNotInstalled",
     "WorkerNotRunning",
     "leading_error",
+    "redact",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 class IIIError(Exception):
@@ -92,6 +92,26 @@ class InvocationError(IIIError):
 
     def __str__(self) -> str:
         return f"{self._code}: {self.message}"
+
+
+def redact(error: IIIError, secret: str, shown: str) -> None:
+    """Put ``shown`` in the place of ``secret`` wherever the error's message, hint and details have it."""
+    if secret and secret != shown:
+        error.message = error.message.replace(secret, shown)
+        error.args = (error.message, *error.args[1:])
+        error.hint = error.hint and error.hint.replace(secret, shown)
+        error.details = {key: _replaced(value, secret, shown) for key, value in error.details.items()}
+
+
+def _replaced(value: object, secret: str, shown: str) -> object:
+    if isinstance(value, str):
+        return value.replace(secret, shown)
+    if isinstance(value, dict):
+        mapping = cast("dict[object, object]", value)
+        return {key: _replaced(item, secret, shown) for key, item in mapping.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replaced(item, secret, shown) for item in cast("Iterable[object]", value)]
+    return value
 
 
 def leading_error(error: BaseException) -> BaseException:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from iii_core.project.expand import escape
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -41,8 +43,11 @@ def _flatten(mapping: dict[str, Data], prefix: str, found: dict[str, str]) -> No
 
 
 def config_from_image_env(env: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The ``config:`` block that ``add`` writes for an image: its ``ENV`` less the system's, sorted (spec §4)."""
-    return {name: value for name, value in sorted(env) if name not in SYSTEM_VARIABLES}
+    """The ``config:`` block that ``add`` writes for an image: its ``ENV`` less the system's, sorted (spec §4).
+
+    Values are escaped: an image's ``${NAME}`` is text, and must not read the engine's environment.
+    """
+    return {name: escape(value) for name, value in sorted(env) if name not in SYSTEM_VARIABLES}
 
 
 def requested_url(env: Mapping[str, str]) -> str | None:

@@ -2,6 +2,9 @@
 
 The original expands the raw text before parsing, so that a value holding ``: `` or ``#`` changes the structure of the
 file. Here only text leaves are expanded, and what comes out of a variable is never parsed as YAML structure.
+
+``$${`` is a literal ``${``: what others have written, such as an image's ``ENV``, is escaped before it goes into the
+file (`escape`), and reads nothing out of the environment.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from iii_core.project.read import Data
 
 _PLACEHOLDER = re.compile(r"\$\{([^{}:\s]+)(?::([^}]*))?\}")
+_TOKEN = re.compile(rf"\$(\$\{{)|{_PLACEHOLDER.pattern}")
 _VERSION_DEFAULT: Final = "__III_ENGINE_VERSION__"
 
 
@@ -43,20 +47,16 @@ def expand(value: Data, environ: Mapping[str, str], *, owner: str, typed: bool =
     return value
 
 
-def variables(value: Data) -> set[str]:
-    """The names of all variables that ``value`` refers to."""
-    if isinstance(value, str):
-        return {match[1] for match in _PLACEHOLDER.finditer(value)}
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return {name for item in value for name in variables(item)}
-    return set()
+def escape(text: str) -> str:
+    """What `expand` gives ``text`` for, whatever is in it."""
+    return text.replace("${", "$${")
 
 
 def _expand_text(text: str, environ: Mapping[str, str], owner: str, typed: bool) -> Any:
     def replace(match: re.Match[str]) -> str:
-        name, default = match[1], match[2]
+        literal, name, default = match.groups()
+        if literal is not None:
+            return literal
         if name in environ:
             return environ[name]
         if default is not None:
@@ -67,7 +67,7 @@ def _expand_text(text: str, environ: Mapping[str, str], owner: str, typed: bool)
             details={"owner": owner, "variable": name},
         )
 
-    expanded = _PLACEHOLDER.sub(replace, text)
+    expanded = _TOKEN.sub(replace, text)
     if typed and _PLACEHOLDER.fullmatch(text):
         coerced = resolve_plain(expanded)
         return expanded if coerced is None else coerced

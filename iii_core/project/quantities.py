@@ -7,6 +7,8 @@ import re
 from typing import Final
 
 _MIB: Final = 1024 * 1024
+MAX_BITS: Final = 128
+"""Of any number that is read at all; far more than there is of anything, and few enough to compute with and to show."""
 _SUFFIXES: Final = {
     "": 1,
     "k": 1000,
@@ -36,13 +38,15 @@ def parse_memory_mib(value: object) -> int:
         raise ValueError("expected MiB as a whole number, or text such as 512Mi or 2Gi")
     if mib < 1:
         raise ValueError("expected more than nothing")
+    if mib.bit_length() > MAX_BITS:
+        raise ValueError("that is too much")
     return mib
 
 
 def parse_cpus(value: object) -> float:
     """CPU cores: a number, or text such as ``0.5`` or ``500m``. Raises ValueError for zero or anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        cpus = float(value)
+        cpus = float(value) if not isinstance(value, int) or value.bit_length() <= MAX_BITS else math.inf
     elif isinstance(value, str) and (match := _MILLI_CPUS.match(value)):
         cpus = int(match[1]) / 1000
     elif isinstance(value, str) and _CPUS.match(value):

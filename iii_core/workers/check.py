@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from iii_core.errors import PluginMissing, UnsupportedOperation
+from iii_core.errors import PluginMissing, UnsetVariable, UnsupportedOperation
 from iii_core.project.block import suggest
 from iii_core.project.context import places_of
 from iii_core.project.sandbox_settings import project_sandbox, worker_sandbox
 from iii_core.sandbox.port import check_supported
-from iii_core.workers.declare import sandbox_part
+from iii_core.workers.declare import environment_of, sandbox_part
 from iii_core.workers.spec import AUTO_BACKEND
+from iii_core.workers.validity import check_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,11 +85,19 @@ def _supports(record: SandboxBackend, needs: SandboxNeeds) -> bool:
     return True
 
 
-async def check_entry(entry: WorkerEntry, config: ProjectConfig, project: Project, sandboxes: Checks) -> None:
-    """Check an entry that is about to be written. Raises `ConfigError`, and as `check_sandbox`."""
+async def check_entry(
+    entry: WorkerEntry, config: ProjectConfig, project: Project, sandboxes: Checks, *, engine_port: int
+) -> None:
+    """Check an entry that is about to be written. Raises `ConfigError`, and as `check_sandbox`.
+
+    A variable that is not set here may be where the engine runs, and is no reason against it.
+    """
     places = places_of(project)
     own = worker_sandbox(entry.sandbox, project.environ, places)
     spec = sandbox_part(entry, own, project_sandbox(config.sandbox, project.environ, places))
+    with suppress(UnsetVariable):
+        spec = replace(spec, env=environment_of(entry, project.environ))
+    check_spec(spec, engine_port)
     await check_sandbox(spec, sandboxes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iii_core.errors import IIIError, PluginMissing
+from iii_core.errors import ConfigError, IIIError, PluginMissing, redact
 from iii_core.project.env import flatten_config
 from iii_core.project.expand import expand
 from iii_core.project.lock import Lock, locked_source
@@ -51,17 +51,32 @@ class _Declared:
 
     def _spec(self, entry: WorkerEntry, source: str) -> WorkerSpec:
         owner = f"worker {entry.name!r}"
-        # Untyped: these become environment variables, whose exact text matters ("007" stays "007").
-        config = expand(dict(entry.config or {}), self._environ, owner=owner, typed=False)
-        env = expand(dict(entry.env), self._environ, owner=owner, typed=False)
-        source = expand(source, self._environ, owner=owner, typed=False)
+        env = environment_of(entry, self._environ)
+        expanded = expand(source, self._environ, owner=owner, typed=False)
         own = worker_sandbox(entry.sandbox, self._environ, self._places)
+        try:
+            locked = locked_source(self._lock, entry.name, expanded)
+        except ConfigError as error:
+            redact(error, expanded, source)
+            raise
         return replace(
             sandbox_part(entry, own, self._shared),
-            source=locked_source(self._lock, entry.name, source),
-            env={**flatten_config(config), **env},
+            source=locked,
+            written=source,
+            expanded=expanded,
+            env=env,
             problem=None if entry.image else _local_needs_plugin(entry),
         )
+
+
+def environment_of(entry: WorkerEntry, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that an entry declares. Raises `UnsetVariable`.
+
+    Untyped, as their exact text matters: "007" stays "007".
+    """
+    owner = f"worker {entry.name!r}"
+    config = expand(dict(entry.config or {}), environ, owner=owner, typed=False)
+    return {**flatten_config(config), **expand(dict(entry.env), environ, owner=owner, typed=False)}
 
 
 def sandbox_part(entry: WorkerEntry, own: SandboxSettings, shared: SandboxSettings) -> WorkerSpec:

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from iii_core.errors import ConfigIoError, PluginMissing, WorkerAlreadyExists, WorkerNotInstalled
-from iii_core.project.config import WorkerEntry, load_config
+from iii_core.errors import (
+    ConfigIoError,
+    IIIError,
+    PluginMissing,
+    WorkerAlreadyExists,
+    WorkerNotInstalled,
+    redact,
+)
+from iii_core.project.config import load_config, parse_config
 from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
-from iii_core.project.expand import expand
+from iii_core.project.expand import escape, expand
 from iii_core.project.files import hint_for
 from iii_core.project.lock import Lock, load_lock, with_image, without_worker
 from iii_core.project.names import check_name
+from iii_core.project.read import parse_document, read_document
 from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
 from iii_core.workers.writable import drop_writable
 
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from iii_core.images.port import Image, ProgressSink
+    from iii_core.project.config import WorkerEntry
     from iii_core.project.locate import Project
     from iii_core.workers.image_service import ImageService
 
@@ -87,7 +96,7 @@ async def add_worker(
     The image's ``ENV`` becomes the entry's ``config:`` (seed rule) and its resource hints ``resources:``; what the user
     has written there already wins, unless ``reset_config`` drops it. ``force`` asks the registry again; with it
     ``source`` may also be the name of an image worker of config.yaml, which then comes from where it came from.
-    ``check`` is asked whether such an entry can be run here, and raises if not.
+    ``check`` is asked whether the entry, as it will be, can be run here, and raises if not.
     The files are written last and at once, so a failure or cancellation leaves the project as it was.
 
     Raises:
@@ -107,7 +116,11 @@ async def add_worker(
             details={"name": source},
         )
     wanted = _recorded(project, known) if known else source
-    image = await images.fetch(wanted, refresh=force, progress=progress)
+    try:
+        image = await images.fetch(wanted, refresh=force, progress=progress)
+    except IIIError as error:
+        redact(error, wanted, known.image if known and known.image else wanted)
+        raise
     name = known.name if known else check_name(image.name)
     entry = _entry(name, image)
     if known and "$" in (known.image or ""):
@@ -115,7 +128,6 @@ async def add_worker(
     locked = wanted if known and entry["image"] == known.image else image.reference
     before = await trio.to_thread.run_sync(_declared, project, name)
     _refuse_kind(before)
-    await check(before if before and not reset_config else WorkerEntry(name=name, line=0, image=image.reference))
 
     def edit(text: str) -> Edited:
         return put_worker(_without(text, name) if reset_config else text, entry)
@@ -123,6 +135,7 @@ async def add_worker(
     def pin(lock: Lock) -> Lock:
         return with_image(lock, name, locked, image.pin, image.hints.version if image.hints else None)
 
+    await check(await trio.to_thread.run_sync(_edited_entry, project, edit, name))
     edited = await trio.to_thread.run_sync(partial(edit_config, project, edit, pin=pin))
     outdated = (edited.action != "unchanged" or edited.lock_changed) and await drop_snapshot(project, name)
     return Installed(
@@ -175,6 +188,15 @@ def _declared(project: Project, name: str) -> WorkerEntry | None:
     return load_config(project).find(name) if project.config_path.exists() else None
 
 
+def _edited_entry(project: Project, edit: Callable[[str], Edited], name: str) -> WorkerEntry:
+    """The entry as it would be after an edit."""
+    path = project.config_path
+    text = edit(read_document(path).text if path.exists() else "").text
+    entry = parse_config(parse_document(text, name=path.name)).find(name)
+    assert entry is not None
+    return entry
+
+
 def _recorded(project: Project, entry: WorkerEntry) -> str:
     """Where a worker of config.yaml came from."""
     return str(expand(entry.image, project.environ, owner=f"worker {entry.name!r}", typed=False))
@@ -206,7 +228,7 @@ def _refuse_path(source: str) -> None:
 
 
 def _entry(name: str, image: Image) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name, "image": image.reference}
+    entry: dict[str, Any] = {"name": name, "image": escape(image.reference)}
     config = config_from_image_env(image.config.env)
     if config:
         entry["config"] = config

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from iii_core.errors import IIIError, PluginMissing, UnsupportedOperation
+from iii_core.errors import ConfigError, IIIError, PluginMissing, UnsupportedOperation
 from iii_core.project.edit import not_in_config
 from iii_core.workers.check import check_sandbox
 from iii_core.workers.run import STOP_GRACE, RunPlaces
 from iii_core.workers.snapshots import SNAPSHOTS_FOLDER
 from iii_core.workers.spec import sandbox_id
 from iii_core.workers.supervisor import Supervisor
+from iii_core.workers.validity import check_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,11 +80,12 @@ class WorkerManager:
         await self._end(gone)
 
     async def _checked(self, spec: WorkerSpec) -> WorkerSpec:
-        """The spec, with a problem where its backend lacks what it needs: a running worker must not end for that."""
+        """The spec, with a problem where it can never work here: a running worker must not end for that."""
         if spec.problem is None:
             try:
+                check_spec(spec, self._services.engine.port)
                 await check_sandbox(spec, self._services.sandboxes)
-            except (UnsupportedOperation, PluginMissing) as error:
+            except (ConfigError, UnsupportedOperation, PluginMissing) as error:
                 return replace(spec, problem=error)
             except IIIError:  # of today, and no reason against the spec: its run will tell
                 return spec

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
-from iii_core.errors import ConfigError, ImageUserUnknown
+from iii_core.errors import ImageUserUnknown
 from iii_core.images.port import ImageUser
 from iii_core.project.env import URL_VARIABLES, patch_url_argument, requested_url
 from iii_core.sandbox.port import Limits
+from iii_core.workers.validity import check_environment, check_url, check_worker_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from iii_core.sandbox.port import Isolation
     from iii_core.workers.spec import WorkerSpec
 
-WELL_KNOWN_PORT: Final = 49134
 DEFAULT_LIMITS: Final = Limits(cpus=2, memory_mib=2048, pids=4096)  # spec worker-cli §0.3; pids is ours
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +49,25 @@ class WorkerPlan:
 def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: Isolation) -> WorkerPlan:
     """Decide what to run.
 
+    The entry itself is checked already (`iii_core.workers.validity.check_spec`).
+
     Environment, lowest first: the account's ``HOME``, image ``ENV``, the entry's flattened ``config``, then what iii
-    sets. The URL is what config or image ask for under ``III_ENGINE_URL`` or ``III_URL``, else the engine through the
-    tunnel; both variables carry it.
+    sets. The URL is what config, or else the image asks for under ``III_ENGINE_URL`` or ``III_URL``, else the engine
+    through the tunnel; both variables carry it (spec worker-cli §4 RULE).
 
     Raises:
-        ConfigError: the configured URL leads elsewhere than to the engine, which is at loopback inside.
-        ConfigError: a published port is the engine's own inside.
+        ConfigError: together with what the image asks for it can never work: URL, environment, limits.
         ImageUserUnknown: the image's ``USER`` is a name that the image doesn't know.
     """
     user = ImageUser(uid=spec.user.uid, gid=spec.user.gid) if spec.user else _user(image)
-    _require_own_ports(spec, engine_port)
     home = user.home or ("/" if user.uid else "/root")
     base = {"PATH": DEFAULT_PATH, "HOME": home, **dict(image.config.env), **spec.env}
-    asked = requested_url(base)
+    asked = requested_url(spec.env) or requested_url(base)
     url = asked or f"ws://127.0.0.1:{engine_port}"
-    _require_reachable(spec.name, url, engine_port)
+    check_url(spec.name, url, engine_port)
+    check_environment(spec.name, base)
+    limits = _limits(spec, image)
+    check_worker_limits(spec, limits)
     argv = (*image.config.entrypoint, *image.config.cmd) or ("/bin/sh",)
     return WorkerPlan(
         argv=patch_url_argument(argv, url, append=asked is not None),
@@ -80,39 +81,10 @@ def plan_worker(spec: WorkerSpec, image: Image, *, engine_port: int, isolation: 
         uid=user.uid,
         gid=user.gid,
         groups=user.groups,
-        limits=_limits(spec, image),
+        limits=limits,
         stop_signal=_stop_signal(image.config.stop_signal),
         url=url,
     )
-
-
-def _require_reachable(name: str, url: str, engine_port: int) -> None:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or WELL_KNOWN_PORT
-    except ValueError as error:
-        raise ConfigError(f"worker {name!r}: III_URL {url!r} is not a URL ({error})") from None
-    if parts.scheme not in ("ws", "wss") or host is None:
-        raise ConfigError(
-            f"worker {name!r}: III_URL {url!r} is not a WebSocket URL",
-            hint=f"leave it out, or use ws://127.0.0.1:{engine_port}",
-        )
-    if host not in LOOPBACK or port not in (engine_port, WELL_KNOWN_PORT):
-        raise ConfigError(
-            f"worker {name!r}: III_URL {url!r} leads elsewhere than to its engine, which is at 127.0.0.1 inside",
-            hint=f"remove III_URL and III_ENGINE_URL from the worker's config, or set them to ws://127.0.0.1:{engine_port}",
-            details={"url": url},
-        )
-
-
-def _require_own_ports(spec: WorkerSpec, engine_port: int) -> None:
-    """Whoever could connect to the engine's port inside would speak to the engine as this worker."""
-    for port in spec.ports:
-        if port.guest in (engine_port, WELL_KNOWN_PORT):
-            raise ConfigError(
-                f"worker {spec.name!r}: port {port.guest} inside is the engine's and cannot be published",
-                hint="to make the engine reachable, set 'host' of iii-worker-manager",
-            )
 
 
 def _limits(spec: WorkerSpec, image: Image) -> Limits:

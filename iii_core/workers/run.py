@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from iii_core.errors import ConfigError, IIIError, SandboxHostDied, SnapshotUnusable, leading_error
+from iii_core.errors import IIIError, SandboxHostDied, SnapshotUnusable, leading_error
 from iii_core.link.nursery import open_service_nursery
 from iii_core.sandbox.agent import AgentTimeouts, ProcessSpec, open_agent
 from iii_core.sandbox.port import SandboxSpec
@@ -21,6 +21,7 @@ from iii_core.workers.progress import ProgressNotes
 from iii_core.workers.saving import KEY, SaveOrders
 from iii_core.workers.snapshots import SnapshotStore, what_it_fits
 from iii_core.workers.state import Phase, WorkerState
+from iii_core.workers.validity import check_spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -158,9 +159,13 @@ class WorkerRun:
     async def _image(self, log: RunLog) -> Image:
         if self.spec.problem is not None:
             raise self.spec.problem
-        _require_sources(self.spec)
+        check_spec(self.spec, self._services.engine.port)
         progress = ProgressNotes(log.note)
-        return await self._services.images.fetch(self.spec.source, refresh=False, progress=progress)
+        try:
+            return await self._services.images.fetch(self.spec.source, refresh=False, progress=progress)
+        except IIIError as error:
+            self.spec.tell_as_written(error)
+            raise
 
     def _saved(self, log: RunLog) -> Path | None:
         try:
@@ -301,15 +306,6 @@ class WorkerRun:
 async def _pump(process: AgentProcess, log: RunLog) -> None:
     while (output := await process.receive_output()) is not None:
         log.write(_STREAMS[output[0]], output[1])
-
-
-def _require_sources(spec: WorkerSpec) -> None:
-    for mount in spec.mounts:
-        if not mount.source.is_dir():
-            raise ConfigError(
-                f"worker {spec.name!r}: {mount.source} is to be mounted, and is no folder",
-                hint="make it, or correct 'mounts' in the worker's sandbox settings",
-            )
 
 
 def _note_failure(log: RunLog, error: BaseException) -> None:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from iii_core.errors import redact
 from iii_core.sandbox.port import Limits
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class WorkerSpec:
     Attributes:
         name: the worker's name in config.yaml.
         source: what a registry resolver accepts, such as an image reference.
+        expanded: what config.yaml names as the source, without the pin; ``written`` as it stands there, with variables
+            that may be secret. Errors show that (`tell_as_written`).
         env: the flattened ``config:`` block, variables expanded.
         limits: what the entry asks for; None members leave room for the image's hints and the defaults.
         fallback: what the project asks for, where neither entry nor image do.
@@ -49,7 +52,13 @@ class WorkerSpec:
     ports: tuple[PublishedPort, ...] = ()
     user: UserIds | None = None
     problem: IIIError | None = None
+    expanded: str = field(default="", compare=False, repr=False)
+    written: str = field(default="", compare=False)
     declared_at: str = field(default="config.yaml", compare=False)
+
+    def tell_as_written(self, error: IIIError) -> None:
+        """Name the source in an error as config.yaml does."""
+        redact(error, self.expanded, self.written)
 
 
 def sandbox_id(project: str, name: str) -> str:

@@ -23,6 +23,7 @@ from iii_core.errors import (
     SandboxDied,
     StartTimeout,
     UnsupportedOperation,
+    UsageError,
     WorkerNotRunning,
     leading_error,
 )
@@ -43,7 +44,15 @@ FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 30.0
 STEADY_AFTER: Final = 30.0  # a run that lasted this long was fine; the next delay is the first one again
 _log = logging.getLogger(__name__)
-HOPELESS: Final = (ConfigError, ImageError, PluginError, ProcessSpawnError, BackendUnavailable, UnsupportedOperation)
+HOPELESS: Final = (
+    ConfigError,
+    ImageError,
+    PluginError,
+    ProcessSpawnError,
+    BackendUnavailable,
+    UnsupportedOperation,
+    UsageError,  # what cannot be asked of the agent
+)
 
 
 def is_hopeless(error: BaseException) -> bool:

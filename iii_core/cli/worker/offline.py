@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iii_core.cli.running import run_async
 from iii_core.errors import IIIError
-from iii_core.project.config import ProjectConfig, load_config
+from iii_core.project.config import ProjectConfig, load_config, manager_port
 from iii_core.project.context import provider_context
 from iii_core.project.edit import not_in_config
 from iii_core.project.locate import remove_runtime_dir
@@ -67,7 +67,8 @@ async def _add(
     )
 
     async def check(entry: WorkerEntry) -> None:
-        await check_entry(entry, config, project, backends)
+        port = manager_port(config, project.environ)
+        await check_entry(entry, config, project, backends, engine_port=port)
 
     async with open_images(plugins, partial(provider_context, project), registries) as images:
         installed = await add_worker(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from iii_core.errors import SandboxError
+from iii_core.errors import UnsupportedOperation
 
 if TYPE_CHECKING:
     from iii_core.sandbox.port import Limits, SandboxSpec
@@ -32,9 +32,9 @@ def disk_mib(limits: Limits) -> int:
 
 
 def check_limits(spec: SandboxSpec) -> None:
-    """Raise `SandboxError` for what no guest boots with."""
+    """Raise `UnsupportedOperation` for what no guest boots with."""
     if memory_mib(spec.limits) < MIN_MEMORY_MIB:
-        raise SandboxError(
+        raise UnsupportedOperation(
             f"a virtual machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {spec.limits.memory_mib}",
             hint="raise `memory` in the worker's sandbox settings, or choose a backend without a kernel of its own",
             details={"sandbox": spec.id},

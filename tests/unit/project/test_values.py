@@ -17,7 +17,7 @@ from iii_core.project.env import (
     patch_url_argument,
     requested_url,
 )
-from iii_core.project.expand import expand, variables
+from iii_core.project.expand import escape, expand
 from iii_core.project.names import check_name, is_valid_name
 from iii_core.project.quantities import parse_cpus, parse_memory_mib
 
@@ -120,7 +120,10 @@ class TestExpand:
             ("${EMPTY:unused}", "", ""),
             ("http://h:${PORT}/${NAME}", "http://h:3111/x: # y", "http://h:3111/x: # y"),
             ("${PORT}${PORT}", "31113111", "31113111"),
-            ("$PORT ${} $${", "$PORT ${} $${", "$PORT ${} $${"),
+            ("$PORT ${} $$ $", "$PORT ${} $$ $", "$PORT ${} $$ $"),
+            ("$${PORT}", "${PORT}", "${PORT}"),
+            ("a $${PORT} $${ ${PORT} $$${PORT}", "a ${PORT} ${ 3111 $${PORT}", "a ${PORT} ${ 3111 $${PORT}"),
+            ("${NOPE:$${}", "$${", "$${"),
             ("${V:__III_ENGINE_VERSION__}", __version__, __version__),
             (5, 5, 5),
             (None, None, None),
@@ -142,8 +145,9 @@ class TestExpand:
         assert "canary" not in str(caught.value)
         assert caught.value.code == "W133"
 
-    def test_variables(self) -> None:
-        assert variables({"a": ["${A} ${B:x}"], "b": {"c": "${C}"}, "d": 1}) == {"A", "B", "C"}
+    @pytest.mark.parametrize("text", ["${A}", "$${A}", "$$${A:x}${B}", "${A:${B}}", "$", "${", "$$", "a$${{}${}$"])
+    def test_what_is_escaped_is_literal(self, text: str) -> None:
+        assert expand(escape(text), {"A": "s3cr3t", "B": "s3cr3t"}, owner="w") == text
 
 
 class TestEnvironment:
@@ -177,6 +181,11 @@ class TestEnvironment:
             ("HOSTNAME", "h"),
         ]
         assert list(config_from_image_env(env).items()) == [("FOO", "bar"), ("ZED", "1")]
+
+    def test_an_image_reads_nothing_out_of_the_environment(self) -> None:
+        env = [("LEAK", "${TOKEN}"), ("API_URL", "http://evil/?t=${TOKEN}&u=$${TOKEN:x}")]
+        config = config_from_image_env(env)
+        assert expand(dict(config), {"TOKEN": "s3cr3t"}, owner="w", typed=False) == dict(env)
 
     def test_requested_url(self) -> None:
         assert requested_url({"III_URL": "a", "III_ENGINE_URL": "b"}) == "b"
