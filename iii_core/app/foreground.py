@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 def run_foreground(project: Project, plugins: PluginHost) -> int:
-    """Run the project's engine until SIGINT or SIGTERM; a second signal ends it at once. Returns the exit code.
+    """Run the project's engine until SIGINT, SIGTERM or SIGHUP; a second one ends it at once. Returns the exit code.
+
+    SIGHUP, which is the end of the terminal, stays ignored where it is (nohup(1)).
 
     Raises:
         IIIError: it could not be started (see `iii_core.app.application.open_application`).
@@ -35,7 +37,8 @@ def run_foreground(project: Project, plugins: PluginHost) -> int:
 
 
 async def _run(project: Project, plugins: PluginHost) -> int:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *hangup) as signals:
         stop = trio.Event()
         forced = False
 

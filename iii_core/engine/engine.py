@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -327,6 +327,13 @@ class _Nurseries:
     front: trio.Nursery
 
 
+@contextmanager
+def _private_context() -> Generator[OpenContext]:
+    with tempfile.TemporaryDirectory(prefix="iii-") as name:
+        folder = Path(name)
+        yield OpenContext(state_dir=folder / "state", runtime_dir=folder / "run", home=folder / "home", environ={})
+
+
 @asynccontextmanager
 async def open_engine(
     config: EngineConfig | None = None, *, plugins: Plugins | None = None, context: OpenContext | None = None
@@ -347,10 +354,7 @@ async def open_engine(
     """
     config = config or EngineConfig()
     failure: Exception | None = None
-    with tempfile.TemporaryDirectory(prefix="iii-") as folder:
-        context = context or OpenContext(
-            state_dir=Path(folder) / "state", runtime_dir=Path(folder) / "run", home=Path(folder) / "home", environ={}
-        )
+    with nullcontext(context) if context else _private_context() as context:
         async with trio.open_nursery() as core, trio.open_nursery() as workers:
             core_worker = CoreWorker(config.limits, core, __version__)
             core.start_soon(core_worker.run, name="engine core")

@@ -168,7 +168,8 @@ def _pinned(facts: dict[str, Any]) -> str | None:
     if facts.get("type") != "oci" or "pin" not in facts:
         return None
     pin: str | None = facts["pin"]
-    return pin.rpartition("@")[2] if pin else f"no (`iii worker reinstall {facts['name']}` writes it into iii.lock)"
+    how = f"`iii worker reinstall {facts['name']}` pins what comes from a registry"
+    return pin.rpartition("@")[2] if pin else f"no ({how})"
 
 
 def _registered(facts: dict[str, Any]) -> str:

@@ -94,8 +94,20 @@ def test_a_pull_outlives_a_terminal_with_nohup(
     assert adding.returncode == 143
 
 
-def test_an_engine_that_ends_leaves_no_runtime_folder(project: IIIProject) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
+def test_an_engine_that_ends_leaves_no_runtime_folder(project: IIIProject, how: int) -> None:
+    """SIGHUP is what it gets when its terminal is closed."""
     project.start()
     assert list((project.runtime / "iii").glob("*/control.sock"))
-    assert project.stop() == 0
+    assert project.stop(how) == 0
     assert list((project.runtime / "iii").iterdir()) == []
+
+
+def test_an_engine_outlives_a_terminal_with_nohup(project: IIIProject) -> None:
+    project.wrapper = ["nohup"]
+    project.start()
+    assert project.engine is not None
+    project.engine.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        project.engine.wait(1)
+    assert project.stop() == 0
