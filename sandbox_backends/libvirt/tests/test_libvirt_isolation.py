@@ -52,6 +52,7 @@ async def test_two_guests_qemus_are_two_users(bench: Bench) -> None:
             assert not read_as(one, pid, path), path
         for folder in (bench.folder, specs[1].writable_dir):
             assert not read_as(one, pid, folder / "data.img")
+        look_at_monitors(bench, pid, users)
         await driver.stop("one", grace=0)
         disk = specs[0].writable_dir / "data.img"
         assert disk.stat().st_uid == 0, "who gets that id next must not own the disk"
@@ -62,6 +63,15 @@ async def test_two_guests_qemus_are_two_users(bench: Bench) -> None:
         again = uid_of((await driver.state("one")).pid or 0)
         assert disk.stat().st_uid == again
         assert again != two
+
+
+def look_at_monitors(bench: Bench, pid: int, users: list[int]) -> None:
+    """Whoever speaks to a QEMU's monitor can have it do anything."""
+    (project,) = bench.projects()
+    monitors = sorted((ROOTS / project / "libvirt").rglob("monitor.sock"))
+    assert len(monitors) == 2
+    assert not [path for path in monitors for user in users if may(user, pid, "-w", path)]
+    assert may(users[0], pid, "-w", place_of(pid) / "link"), "or else this proves nothing"
 
 
 def uid_of(pid: int) -> int:
@@ -118,8 +128,17 @@ def look_at_files(pid: int, bench: Bench) -> None:
 
 def read_as(user: int, pid: int, path: Path) -> bool:
     """Whether a user can read a file where a QEMU is."""
+    return succeeds(user, pid, "head", "-c1", str(path))
+
+
+def may(user: int, pid: int, how: str, path: Path) -> bool:
+    """As ``test``, which asks the kernel."""
+    return succeeds(user, pid, "test", how, str(path))
+
+
+def succeeds(user: int, pid: int, *words: str) -> bool:
     who = ("--setuid", str(user), "--setgid", str(user))
-    command = ["nsenter", "--target", str(pid), "--mount", *who, "head", "-c1", str(path)]
+    command = ["nsenter", "--target", str(pid), "--mount", *who, *words]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
