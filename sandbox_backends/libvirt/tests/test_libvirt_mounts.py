@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import trio
-from iii_sandbox_libvirt import needs
+from iii_sandbox_libvirt import checks, needs, plugin
 
 from iii_core.errors import BootFailed, SandboxError, SandboxHostDied, UnsupportedOperation
+from iii_core.records import OpenContext
 from iii_core.sandbox.agent import Agent
 from iii_core.sandbox.ids import SANDBOX_IDS
-from iii_core.sandbox.port import Mount, RootImage, SandboxSpec, Snapshots
+from iii_core.sandbox.port import Capability, Mount, RootImage, SandboxSpec, Snapshots
 from iii_core.testing.sandbox_harness import descendants, run, run_well
 
 from .vmkit import HERE, HOME, Bench, agent_of, python
@@ -246,13 +247,19 @@ def test_a_server_that_fails_is_told(found: dict[str, Any]) -> None:
     assert found["left"] == []
 
 
-def test_what_mounts_need(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_mounts_need(monkeypatch: pytest.MonkeyPatch, context: OpenContext) -> None:
     assert needs.find_mounts_lack() is None
+    assert (await checks.check_mounts(context)).status == "ok"
     with monkeypatch.context() as patch:
         patch.setattr(needs, "VIRTIOFSD", "/nonexistent/virtiofsd")
         lack = needs.find_mounts_lack()
         assert lack is not None
         assert "apt install" in lack.hint
+        row = await checks.check_mounts(context)
+        assert (row.status, row.hint) == ("warning", lack.hint)
+        (backend,) = plugin.iii_sandbox_backends()
+        assert Capability.MOUNTS not in backend.capabilities
+        assert backend.lacks[Capability.MOUNTS] == lack
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     lack = needs.find_mounts_lack()
     assert lack is not None
