@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
-from iii_sandbox_gate.plan import check_egress, plan_gate
+from iii_sandbox_gate.plan import check_egress, egress_notes, plan_gate
 
 from iii_core.errors import SandboxError, UnsupportedOperation
 from iii_core.sandbox.host_processes import ProcessId
@@ -218,7 +218,7 @@ class BubblewrapLauncher(Launcher):
 
     def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.notes`."""
-        found: list[str] = []
+        found = list(egress_notes(spec.egress))
         if self.single_user(spec):
             found.append(ONE_USER)
         if self._root_is_root():

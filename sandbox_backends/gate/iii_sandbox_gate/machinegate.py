@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STARTUP_TIMEOUT: Final = 25.0
 """Seconds; its own steps are bounded, and say more."""
 END_TIMEOUT: Final = 5.0
+NOBODY: Final = (65534, 65534)
 _BOOTSTRAP: Final = "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_gate.service import main; main()"
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
 _MAX_MESSAGE: Final = 4096
@@ -54,7 +55,12 @@ class MachineGate:
 
 
 async def start_machine_gate(
-    plan: GatePlan, *, nursery: trio.Nursery, console: int, records: ProcessRecords | None = None
+    plan: GatePlan,
+    *,
+    nursery: trio.Nursery,
+    console: int,
+    records: ProcessRecords | None = None,
+    user: tuple[int, int] = NOBODY,
 ) -> MachineGate:
     """Make the gate of a virtual machine; returns when its rules are set and its uplink is up.
 
@@ -63,15 +69,18 @@ async def start_machine_gate(
         nursery: where its process is waited for.
         console: descriptor for what it says.
         records: where the process is noted.
+        user: whom it becomes, if we are root, before it carries the first frame: user and group id. Best is one that
+            has nothing but this machine.
 
     Raises:
         LaunchFailed: it cannot be made; then nothing of it is left, as when this is cancelled.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told = json.dumps({**asdict(plan), "user": user})
     with theirs:
         try:
             process = spawn(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOT, str(theirs.fileno()), json.dumps(asdict(plan))],
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOT, str(theirs.fileno()), told],
                 pass_fds=(theirs.fileno(),),
                 stderr=console,
                 env={"PATH": os.defpath},

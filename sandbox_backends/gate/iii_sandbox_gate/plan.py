@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import BackendUnavailable, SandboxError, UnsupportedOperation
@@ -82,6 +83,26 @@ def check_egress(egress: Egress, backend: str, environ: Mapping[str, str]) -> No
                 f"{text} cannot be reached from a sandbox: loopback, link-local and multicast addresses stay closed",
                 hint="leave it out; without `nameservers`, this machine's own resolvers are asked",
             )
+
+
+def egress_notes(egress: Egress | None, resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
+    """What the user of a sandbox with this network should know: for `Launcher.notes`."""
+    if egress is None or egress.nameservers or _has_resolver(resolv_conf):
+        return ()
+    return (
+        f"names cannot be looked up: {resolv_conf} of this machine names no resolver with an IPv4 address "
+        "(`nameservers` of the worker's network may name some)",
+    )
+
+
+def _has_resolver(resolv_conf: Path) -> bool:
+    """Whether slirp4netns finds somebody to hand queries to."""
+    try:
+        lines = resolv_conf.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    named = (line.split()[1] for line in lines if line.startswith("nameserver") and len(line.split()) > 1)
+    return any("." in address and ":" not in address for address in named)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -24,7 +24,6 @@ from iii_sandbox_gate.pump import Pump, StreamBroken
 from iii_sandbox_gate.rules import MACHINE_SIDE
 from iii_sandbox_gate.tap import open_tap
 
-NOBODY: Final = 65534
 FAREWELL_TIMEOUT: Final = 2.0
 HARDWARE: Final = bytes.fromhex("026969690001")
 """The same for all: a guest that is restored from a saved state believes to know its gateway. Locally administered."""
@@ -99,18 +98,19 @@ def make_gate(plan: dict[str, Any]) -> tuple[int, Uplink]:
             Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
         tap = open_tap(MACHINE_SIDE, HARDWARE, MACHINE_GATEWAY, MACHINE_PREFIX)
         uplink.begin()
-        _drop_rights(is_root=is_root)
+        _drop_rights(plan["user"] if is_root else None)
     except OSError:
         uplink.end()
         raise
     return tap, uplink
 
 
-def _drop_rights(*, is_root: bool) -> None:
-    if is_root:
+def _drop_rights(user: list[int] | None) -> None:
+    if user is not None:
+        uid, gid = user
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
     linux.drop_capabilities()
 
 

@@ -101,7 +101,9 @@ async def running(plan: GatePlan, folder: Path) -> AsyncGenerator[Qemu]:
     with console.open("wb") as said:
         async with trio.open_nursery() as nursery:
             records = ProcessRecords(folder / "processes")
-            gate = await start_machine_gate(plan, nursery=nursery, console=said.fileno(), records=records)
+            gate = await start_machine_gate(
+                plan, nursery=nursery, console=said.fileno(), records=records, user=(40001, 40002)
+            )
             try:
                 gate.connect(theirs)
                 ours.setblocking(False)
@@ -169,8 +171,9 @@ async def test_its_process_has_no_rights_when_the_first_frame_comes(plan: GatePl
     async with running(plan, tmp_path) as qemu:
         assert await qemu.ask_for_gateway() == HARDWARE
         status = status_of(qemu.gate.pid)
-        assert status["Uid"] == ["65534"] * 4
-        assert status["Gid"] == ["65534"] * 4
+        assert status["Uid"] == ["40001"] * 4
+        assert status["Gid"] == ["40002"] * 4
+        assert status["Groups"] == []
         assert {int(status[name][0], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
         assert status["NoNewPrivs"] == ["1"]
 

@@ -14,7 +14,7 @@ from iii_sandbox_gate.addresses import NAMESERVER
 from iii_sandbox_gate.namespace import uplink_argv
 from iii_sandbox_gate.needs import find_lack, find_nft
 from iii_sandbox_gate.own import own_networks, parse_routes
-from iii_sandbox_gate.plan import check_egress, plan_gate
+from iii_sandbox_gate.plan import check_egress, egress_notes, plan_gate
 
 from iii_core.errors import BackendUnavailable, IIIError, SandboxError, UnsupportedOperation
 from iii_core.sandbox.port import Egress
@@ -106,6 +106,25 @@ def test_what_cannot_be_had(egress: Egress, kind: type[IIIError]) -> None:
         check_egress(egress, "x", os.environ)
     assert caught.value.hint
     check_egress(Egress(allow=("10.0.0.0/8", "168.63.129.16/32"), nameservers=("10.0.0.1", "9.9.9.9")), "x", os.environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "works"),
+    [
+        ("nameserver 127.0.0.53\noptions edns0\n", True),
+        ("# nameserver 9.9.9.9\nnameserver fd00::53\n", False),
+        ("nameserver fe80::1%eth0\nnameserver 10.0.0.53", True),
+        ("nameserver\nsearch example.org", False),
+        (None, False),
+    ],
+)
+def test_a_machine_without_resolvers_is_noted(tmp_path: Path, text: str | None, works: bool) -> None:
+    path = tmp_path / "resolv.conf"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    assert (egress_notes(Egress(), path) == ()) is works
+    assert egress_notes(Egress(nameservers=("9.9.9.9",)), path) == ()
+    assert egress_notes(None, path) == ()
 
 
 def test_what_is_missing(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import trio
 from iii_sandbox_gate.addresses import MACHINE, MACHINE_GATEWAY, MACHINE_PREFIX, NAMESERVER
-from iii_sandbox_gate.machinegate import start_machine_gate
-from iii_sandbox_gate.plan import check_egress, plan_gate
+from iii_sandbox_gate.machinegate import NOBODY, start_machine_gate
+from iii_sandbox_gate.plan import check_egress, egress_notes, plan_gate
 from iii_sandbox_guest import limits
 from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs, Network
 from iii_sandbox_guest.disk import create_data_disk
@@ -112,7 +112,7 @@ class LibvirtLauncher(Launcher):
         place = self._places.make(spec.id)
         try:
             async with (
-                self._gate(spec, console) as gate,
+                self._gate(spec, place, console) as gate,
                 open_shares(spec.mounts, place, console, self._records, self._nursery) as shares,
             ):
                 guest = self._guest(place, spec, files, shares)
@@ -122,14 +122,15 @@ class LibvirtLauncher(Launcher):
             raise
 
     @asynccontextmanager
-    async def _gate(self, spec: SandboxSpec, console: Console) -> AsyncGenerator[MachineGate | None]:
+    async def _gate(self, spec: SandboxSpec, place: Place, console: Console) -> AsyncGenerator[MachineGate | None]:
         """The way out of a sandbox that has one; it outlives the block if that does not fail."""
         if spec.egress is None:
             yield None
             return
         plan = plan_gate(spec.egress, self._environ, machine=True)
+        user = NOBODY if place.user is None else (place.user.uid, place.user.gid)
         async with console.pipe(self._nursery) as pipe:
-            gate = await start_machine_gate(plan, nursery=self._nursery, console=pipe, records=self._records)
+            gate = await start_machine_gate(plan, nursery=self._nursery, console=pipe, records=self._records, user=user)
         try:
             yield gate
         except BaseException:
@@ -218,7 +219,7 @@ class LibvirtLauncher(Launcher):
 
     def notes(self, spec: SandboxSpec) -> tuple[str, ...]:
         """See `Launcher.notes`."""
-        found: list[str] = []
+        found = list(egress_notes(spec.egress))
         if self.accelerator is policy.Accelerator.TCG:
             found.append("the guest's processor is emulated (TCG), which is slow: KVM does not work here")
         if any(mount.writable for mount in spec.mounts):

@@ -16,7 +16,7 @@ from iii_core.sandbox.agent import Agent
 from iii_core.sandbox.port import Egress, Phase, SandboxSpec, Snapshots
 from iii_core.testing.sandbox_harness import descendants, run
 
-from .vmkit import Bench, agent_of
+from .vmkit import Bench, agent_of, status_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -52,6 +52,12 @@ async def test_the_uplink_dies(bench: Bench) -> None:
         async with bench.sandbox(spec(bench)) as (driver, agent):
             assert await is_answered(agent)
             (uplink,) = uplinks()
+            gate, qemu = (
+                status_of(pid) for pid in (int(status_of(uplink)["PPid"]), (await driver.state("box")).pid or 0)
+            )
+            assert gate["CapEff"] == "0000000000000000"
+            if os.geteuid() == 0:
+                assert gate["Uid"] == qemu["Uid"], "who takes over a QEMU gets at no other machine's network"
             os.kill(uplink, signal.SIGKILL)
             console = bench.folder / "box.console"
             with trio.fail_after(10):
