@@ -55,6 +55,7 @@ def take_id(folder: Path) -> IdLease:
     so that ids rarely come back soon. Raises `SandboxError` if there is none.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sweep(folder)
     first = random.randrange(MACHINE_ID_COUNT)  # noqa: S311 - no secret
     for number in range(MACHINE_ID_COUNT):
         path = folder / str(MACHINE_IDS + (first + number) % MACHINE_ID_COUNT)
@@ -65,6 +66,14 @@ def take_id(folder: Path) -> IdLease:
                 return IdLease(path, descriptor)
             os.close(descriptor)
     raise SandboxError(f"all {MACHINE_ID_COUNT} user ids for machines are taken", hint="stop some sandboxes")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what the killed have left. Who is about to lock one of these takes another."""
+    for path in folder.iterdir():
+        descriptor = lock(path)
+        if descriptor is not None:
+            IdLease(path, descriptor).release()
 
 
 def _in_use() -> set[int]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from iii_sandbox_libvirt import mounts, places
+from iii_sandbox_libvirt.leases import take_id
 from iii_sandbox_libvirt.places import Place, Places
 from iii_sandbox_libvirt.users import User
 
@@ -101,6 +102,12 @@ place.remove()
 place.remove()
 other.remove()
 found["data-owner"] = data.stat().st_uid
+left = take_id(places.ROOTS_FOLDER / "ids")
+os.close(left._descriptor or 0)  # what the kernel does when its process is killed
+again = take_id(places.ROOTS_FOLDER / "ids")
+found["ids-of-the-dead"] = [int(path.name) for path in (places.ROOTS_FOLDER / "ids").iterdir()] == [again.id]
+again.release()
+again.release()
 found["ids-left"] = [path.name for path in (places.ROOTS_FOLDER / "ids").iterdir()]
 found["mounts-left"] = [str(path) for path in mounts.below(driver.base)]
 found["data-kept"] = data.exists()

@@ -113,6 +113,7 @@ EXPECTED: dict[str, object] = {
     "others-folder": "PermissionError",
     "others-file": "PermissionError",
     "data-owner": 0,
+    "ids-of-the-dead": True,
     "ids-left": [],
     "socket": "connected",
     "mounts-left": [],
