@@ -99,12 +99,14 @@ class MemoryPeer(Peer):
         close_code: of the closing handshake, once either end began one; None for a connection that is open or was
             dropped without one.
         aborted: whether either end dropped the connection.
+        served: set when the listener has done with the connection, which may be a while after it has ended.
     """
 
     def __init__(self, request: ConnectionRequest, incoming: _Pipe, outgoing: _Pipe) -> None:
         self.request = request
         self.close_code: int | None = None
         self.aborted = False
+        self.served = trio.Event()
         self._sent = 0
         self._incoming = incoming
         self._outgoing = outgoing
@@ -120,6 +122,7 @@ class MemoryPeer(Peer):
         down = _Pipe(buffer_bytes, client_limits.max_message)
         client, server = cls(request, down, up), cls(request, up, down)
         client._other, server._other = server, client
+        client.served = server.served
         return client, server
 
     async def send(self, message: Message) -> None:
@@ -292,3 +295,4 @@ async def _serve(listener: Listener, peer: MemoryPeer) -> None:
         await listener.serve(peer)
     finally:
         peer.abort()
+        peer.served.set()

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 import trio.testing
 
+from iii_core.testing.memory_transport import MemoryPeer
 from iii_core.transport.port import Message, MessageTransport, Peer
 
 PATIENCE = 10.0
@@ -82,8 +83,14 @@ class WireWorker:
         assert not self._kept, f"unexpected frames: {list(self._kept)}"
 
     async def vanish(self) -> None:
-        """Drop the connection, and wait until nobody in this program has anything left to do about it."""
+        """Drop the connection, and wait until nobody in this program has anything left to do about it.
+
+        The engine may be resting after a long step, and sees the end of the connection only then.
+        """
         self.peer.abort()
+        if isinstance(self.peer, MemoryPeer):
+            with trio.fail_after(PATIENCE):
+                await self.peer.served.wait()
         await trio.testing.wait_all_tasks_blocked()
 
     async def start_call(self, function_id: str, data: Any = None, **fields: Any) -> str:

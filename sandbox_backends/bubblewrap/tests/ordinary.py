@@ -37,25 +37,47 @@ def cover(path: str, text: str, scratch: str) -> None:
 
 
 def show(paths: Iterable[str], scratch: str) -> None:
-    """Open the way to folders: a private folder above them is covered by one that holds nothing but the way."""
+    """Open the way to folders: a private folder above them is covered by one that holds nothing but the way.
+
+    Of a folder that is private itself, what is in it is shown.
+    """
     below: dict[str, list[str]] = {}
-    for path in sorted({str(Path(path).resolve()) for path in paths}):
+    for path in sorted({str(inside) for shown in paths for inside in passable(Path(shown).resolve())}):
         closed = [str(parent) for parent in Path(path).parents if not parent.stat().st_mode & 0o001]
         if closed:
             below.setdefault(closed[-1], []).append(path)
     for closed, inside in below.items():
-        stages = [tempfile.mkdtemp(dir=scratch) for _ in inside]
+        stages = [stage_for(path, scratch) for path in inside]
         for stage, path in zip(stages, inside, strict=True):
             mount("--bind", path, stage)
         mount("-t", "tmpfs", "-o", "mode=0755", "none", closed)
         for stage, path in zip(stages, inside, strict=True):
-            Path(path).mkdir(parents=True, exist_ok=True)
+            if Path(stage).is_dir():
+                Path(path).mkdir(parents=True, exist_ok=True)
+            elif not Path(path).exists():
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).touch()
             mount("--move", stage, path)
-            Path(stage).rmdir()
+            (Path(stage).rmdir if Path(stage).is_dir() else Path(stage).unlink)()
+
+
+def passable(path: Path) -> list[Path]:
+    """The folder itself, or what is in it if only its owner may enter it."""
+    return [path] if path.stat().st_mode & 0o001 else [inside for inside in path.iterdir() if not inside.is_symlink()]
+
+
+def stage_for(path: str, scratch: str) -> str:
+    """An empty place of the same kind."""
+    if Path(path).is_dir():
+        return tempfile.mkdtemp(dir=scratch)
+    handle, name = tempfile.mkstemp(dir=scratch)
+    os.close(handle)
+    return name
 
 
 def main() -> None:
     wish = json.loads(sys.argv[1])
+    os.umask(0o022)
     mount("--make-rprivate", "/")
     for path, text in wish.get("files", {}).items():
         cover(path, text, wish["scratch"])

@@ -82,13 +82,13 @@ class VmmBoot(Boot):
         self._process.kill()
 
     async def _by_button(self, api: Api) -> None:
-        with trio.move_on_after(self._patience.button):
-            await api.press_power_button()
+        await api.press_power_button()
+        with trio.move_on_after(self._patience.button):  # the guest's time, not that of the call
             await self.ended.wait()
 
     async def _by_shutdown(self, api: Api) -> None:
         with suppress(ApiError):
             await api.shutdown_machine()
+        await api.shutdown()
         with trio.move_on_after(self._patience.shutdown):
-            await api.shutdown()
             await self.ended.wait()

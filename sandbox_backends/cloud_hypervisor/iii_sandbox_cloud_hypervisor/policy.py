@@ -57,7 +57,7 @@ class Patience:
         farewell: for a process to end whose socket has broken.
         button: for a guest to end after its power button was pressed. Short: a guest whose agent was asked to power
             off, and did not, is unlikely to heed it.
-        shutdown: for each further rung of the ladder.
+        shutdown: for each call of the ladder, and for the VMM to end after the last.
     """
 
     boot: float = 60.0

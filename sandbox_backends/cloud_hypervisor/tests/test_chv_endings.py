@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from .vmmkit import QUICK, Bench, descriptors
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 LADDER = ["PUT vm.power-button", "PUT vm.shutdown", "PUT vmm.shutdown"]
-WHOLE_LADDER = QUICK.button + 3 * QUICK.shutdown
+WHOLE_LADDER = QUICK.button + 4 * QUICK.shutdown
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,8 @@ WHOLE_LADDER = QUICK.button + 3 * QUICK.shutdown
     ],
 )
 async def test_the_ladder(bench: Bench, faults: dict[str, Any], rungs: int, how: str) -> None:
-    async with bench.open(faults) as driver:
+    patience = replace(QUICK, button=20) if "heeds-button" in faults else QUICK
+    async with bench.open(faults, patience=patience) as driver:
         await driver.create(bench.spec())
         await driver.start("one")
         bench.calls()

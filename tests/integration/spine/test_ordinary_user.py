@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import iii_sandbox_guest
 import pytest
-
-import iii_core
 
 if TYPE_CHECKING:
     from conftest import IIIProject
@@ -43,9 +40,7 @@ def ordinary(new_project: Callable[[Path, Path], IIIProject]) -> Iterator[IIIPro
         "uid": USER,
         "scratch": str(folder / "scratch"),
         "files": {"/etc/subuid": "", "/etc/subgid": ""},
-        "show": sorted(
-            {sys.base_prefix, sys.prefix, *(str(Path(m.__path__[0])) for m in (iii_core, iii_sandbox_guest))}
-        ),
+        "show": sorted({sys.base_prefix, sys.prefix, *(path for path in sys.path if Path(path).is_dir())}),
     }
     project.wrapper = ["unshare", "--mount", sys.executable, str(ORDINARY), json.dumps(wish)]
     project.environ |= {

@@ -82,6 +82,7 @@ class Guest:
         self.end()
         # A bwrap that is killed while it starts leaves a child that waits for it; a pid namespace around both does not.
         argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--kill-child=KILL"]
+        argv += ["--mount-proc"]  # bwrap looks its child up there
         argv += ["--user", "--map-root-user"] if os.geteuid() else []
         argv += ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
         argv += ["--new-session", "--as-pid-1", "--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc"]
