@@ -1,122 +1,42 @@
-"""The ``iii`` command: the one place where errors become words and exit codes."""
+"""The ``iii`` script: what must be in place before the program is imported, which takes longer than most commands.
+
+Ctrl-C in that time must end it as quietly as at any other. So this module imports next to nothing.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING, Final, NoReturn, TypeGuard
-
-import typer
-
-from iii_core.cli.elsewhere import wrong_folder
-from iii_core.cli.output import discard_unwritten, leave_pipe, say, say_error, unwritten
-from iii_core.cli.state import State
-from iii_core.errors import EngineNotRunning, IIIError, WorkerNotInstalled, leading_error
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator
 
-INTERRUPTED: Final = 130  # 128 + SIGINT
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 def main() -> NoReturn:
     """Entry point of the script."""
-    _fill_standard_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it ignored
+        signal.signal(signal.SIGINT, _leave)
+    from iii_core.cli.program import run
+
     sys.exit(run(sys.argv[1:]))
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run a command line and give its exit code; never raises but for what ends an interpreter."""
-    state = State()
+@contextmanager
+def interrupts() -> Generator[None]:
+    """In the block Ctrl-C is a `KeyboardInterrupt`, as there is something to clean up; around it, it just ends us."""
+    before = signal.getsignal(signal.SIGINT)
     try:
-        return _run(list(argv), state)
-    except typer.Exit as leaving:
-        return leaving.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except typer.Abort:
-        say("Aborted.")
-        return 1
-    except typer.TyperException as error:
-        return _usage(error)
-    except (Exception, BaseExceptionGroup) as error:
-        return _failure(error, state)
+        if before is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def _fill_standard_streams() -> None:
-    """Descriptors 0 to 2 that are closed would be given to the next files that are opened, and then be written to."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-
-
-def _run(argv: list[str], state: State) -> int:
-    from iii_core.cli.root import app
-
-    command = typer.main.get_command(app)
-    result = command.main(argv, prog_name="iii", standalone_mode=False, obj=state)
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    return result if isinstance(result, int) else 0
-
-
-def _usage(error: typer.TyperException) -> int:
-    """A command line that cannot be understood; no arguments at all get the help."""
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        say(error.format_message())
-    else:
-        see = f"see '{context.command_path if context is not None else 'iii'} --help'"
-        say_error(error.format_message(), getattr(error, "hint", None) or see)
-    return error.exit_code
-
-
-def _failure(error: BaseException, state: State) -> int:
-    if state.debug:
-        import traceback
-
-        traceback.print_exception(error)
-    leader = leading_error(error)
-    if isinstance(leader, KeyboardInterrupt):
-        return INTERRUPTED
-    if isinstance(leader, typer.Exit):
-        return leader.exit_code
-    if isinstance(leader, IIIError):
-        say_error(f"[{leader.code}] {leader.message}", leader.hint)
-        if isinstance(leader, (EngineNotRunning, WorkerNotInstalled)) and (note := wrong_folder(state)):
-            say(f"note: {note}")
-        return leader.exit_code
-    if isinstance(leader, BrokenPipeError):
-        return _broken_pipe()
-    if _is_of_stdout(leader):
-        discard_unwritten()
-        leader = unwritten(leader)
-        say_error(f"[{leader.code}] {leader.message}", leader.hint)
-        return leader.exit_code
-    if isinstance(leader, OSError) and leader.errno:
-        say_error(f"[{IIIError.default_code}] {os.strerror(leader.errno)}: {leader.filename or 'no file'}")
-        return 1
-    # Not the error's own text: nobody has checked that it holds no secret.
-    say_error(
-        f"[{IIIError.default_code}] internal error ({type(leader).__name__})",
-        None if state.debug else "run 'iii --debug …' to see where",
-    )
-    return 1
-
-
-def _is_of_stdout(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an error came out of writing to stdout, which then still has what it could not write."""
-    if not isinstance(error, OSError) or error.filename is not None or sys.stdout is None:
-        return False
-    try:
-        sys.stdout.flush()
-    except OSError as again:
-        return again.errno == error.errno
-    return False
-
-
-def _broken_pipe() -> int:
-    try:
-        leave_pipe()
-    except typer.Exit as leaving:
-        return leaving.exit_code
+def _leave(_number: int, _frame: object) -> NoReturn:
+    os._exit(INTERRUPTED)  # no traceback of an import, and no trouble while the interpreter ends

@@ -6,11 +6,15 @@ import json
 import os
 import re
 import sys
-from typing import Any, Final, NoReturn, TextIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 import typer
 
 from iii_core.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 PIPE_EXIT: Final = 141  # 128 + SIGPIPE
 _COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
@@ -58,11 +62,11 @@ def shows_colours(stream: TextIO) -> bool:
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and is_terminal(stream)
 
 
-def is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     """Whether a stream is a terminal; a closed or missing one is not."""
     try:
-        return stream.isatty()
-    except (AttributeError, ValueError):
+        return stream is not None and stream.isatty()
+    except ValueError:
         return False
 
 
@@ -81,6 +85,34 @@ def data(text: str) -> None:
 def data_json(value: Any) -> None:
     """Data as indented JSON on stdout."""
     data(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def raw(stream: TextIO | None, data: bytes) -> None:
+    """What a program said, as it is, on stdout or stderr; what cannot be got out is an error on both.
+
+    It may wait for `flush`.
+    """
+    if stream is not None:
+        with _putting_out():
+            stream.buffer.write(data)
+
+
+def flush(stream: TextIO | None) -> None:
+    """Get out what waits in a stream."""
+    if stream is not None:
+        with _putting_out():
+            stream.flush()
+
+
+@contextmanager
+def _putting_out() -> Generator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        leave_pipe()
+    except OSError as error:
+        discard_unwritten()
+        raise unwritten(error) from error
 
 
 def _write(stream: TextIO | None, text: str) -> None:

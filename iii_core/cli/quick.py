@@ -14,6 +14,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 class Quick:
     """Mixed into commands and groups of Typer: ``@app.command(cls=QuickCommand)``."""
 
+    # Typer's classes, which come after this one, have the two methods; a mixin cannot say so to a type checker.
     params: list[Any]
     _quick_help: Any = None
 

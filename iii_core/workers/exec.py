@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -74,7 +75,7 @@ async def relay(stream: MuxStream, process: AgentProcess) -> dict[str, Any]:
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_client_to_guest, stream, process)
-            nursery.start_soon(_obey, _diverted(stream), process)
+            nursery.start_soon(Orders(stream).obey, process)
             while (output := await process.receive_output()) is not None:
                 await stream.send_data(*output)
             status = await process.wait()
@@ -99,34 +100,46 @@ async def _client_to_guest(stream: MuxStream, process: AgentProcess) -> None:
                 pass  # additive: newer clients may send what this engine does not know
 
 
-def _diverted(stream: MuxStream) -> trio.MemoryReceiveChannel[bytes]:
-    """The stream's messages, apart from its data: a full stdin must not hold up a signal."""
-    send, receive = trio.open_memory_channel[bytes](MESSAGE_BACKLOG)
+class Orders:
+    """What the client asks for, apart from the stream's data: a full stdin must not hold up a signal.
 
-    def take(payload: bytes) -> None:
-        try:
-            send.send_nowait(payload)
-        except trio.WouldBlock:
-            raise LinkError("too many messages for an exec session") from None
-        except trio.BrokenResourceError:
-            return  # the session is over
+    Of sizes only the last one counts: a window that is being dragged asks for thousands.
+    """
 
-    stream.divert_messages(take)
-    return receive
+    def __init__(self, stream: MuxStream) -> None:
+        self._waiting: deque[_Order | UsageError] = deque()
+        self._resize: tuple[int, int] | None = None
+        self._news = trio.Event()
+        stream.divert_messages(self._take)
+
+    def _take(self, payload: bytes) -> None:
+        order = _decoded(payload)
+        if isinstance(order, _Order) and order.resize is not None:
+            self._resize = order.resize
+        if not isinstance(order, _Order) or order.signal is not None:
+            if len(self._waiting) >= MESSAGE_BACKLOG:
+                raise LinkError("too many messages for an exec session")
+            self._waiting.append(order)
+        self._news.set()
+
+    async def obey(self, process: AgentProcess) -> None:
+        """Do what comes, until cancelled. Raises `UsageError` for what nobody can mean."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            while self._waiting:
+                order = self._waiting.popleft()
+                if not isinstance(order, _Order):
+                    raise order
+                if order.signal is not None:
+                    await process.signal(order.signal)
+            if self._resize is not None:
+                (rows, cols), self._resize = self._resize, None
+                await process.resize(TerminalSize(rows=rows, cols=cols))
 
 
-async def _obey(messages: trio.MemoryReceiveChannel[bytes], process: AgentProcess) -> None:
-    async with messages:
-        async for payload in messages:
-            await _control(payload, process)
-
-
-async def _control(payload: bytes, process: AgentProcess) -> None:
+def _decoded(payload: bytes) -> _Order | UsageError:
     try:
-        message = msgspec.json.decode(payload, type=_Order)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"malformed exec message: {error}") from error
-    if message.signal is not None:
-        await process.signal(message.signal)
-    if message.resize is not None:
-        await process.resize(TerminalSize(rows=message.resize[0], cols=message.resize[1]))
+        return msgspec.json.decode(payload, type=_Order)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return UsageError(f"malformed exec message: {error}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 import typer
 
 from iii_core.cli.names import complete_worker
-from iii_core.cli.output import is_terminal, leave_pipe, say
+from iii_core.cli.output import flush, is_terminal, raw, say
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.cli.worker.tail import Follower, has_output
@@ -98,19 +98,16 @@ class _Printer:
 
     def print(self, lines: Iterable[LogLine]) -> None:
         wanted = (line for line in lines if line.stream in self._streams)
-        try:
-            for is_output, group in groupby(wanted, key=lambda line: line.stream is Stream.STDOUT):
-                target = sys.stdout if is_output else sys.stderr
-                self._print_all(target, group)
-                target.flush()  # before the other one goes on: they may be the same terminal
-        except BrokenPipeError:
-            leave_pipe()
+        for is_output, group in groupby(wanted, key=lambda line: line.stream is Stream.STDOUT):
+            target = sys.stdout if is_output else sys.stderr
+            self._print_all(target, group)
+            flush(target)  # before the other one goes on: they may be the same terminal
 
-    def _print_all(self, target: TextIO, lines: Iterable[LogLine]) -> None:
+    def _print_all(self, target: TextIO | None, lines: Iterable[LogLine]) -> None:
         guarded = is_terminal(target)
         for line in lines:
             text = self._text(line, guarded=guarded)
-            target.buffer.write(text.encode("utf-8", "replace") + b"\n")
+            raw(target, text.encode("utf-8", "replace") + b"\n")
 
     def _text(self, line: LogLine, *, guarded: bool) -> str:
         text = _guard(line.text) if guarded else line.text

@@ -6,6 +6,7 @@ non-blocking; what could block is done in threads that are left behind when the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from iii_core.cli.output import PIPE_EXIT
+from iii_core.cli.output import PIPE_EXIT, unwritten
 from iii_core.cli.running import run_async
 from iii_core.control.client import decode, engine_gone, open_stream, result_of
 from iii_core.errors import LinkError
@@ -37,6 +38,7 @@ PRESS_AGAIN: Final = 1.0
 FORWARD_GRACE: Final = 10.0
 DEFAULT_SIZE: Final = (24, 80)
 _CHUNK: Final = 1 << 16
+_NO_READER: Final = (errno.EPIPE, errno.EIO)  # EIO is a terminal that hung up
 
 
 @dataclass(kw_only=True)
@@ -59,7 +61,7 @@ class Session:
         Raises `ProcessSpawnError`, `WorkerNotRunning`, `EngineNotRunning` and other kinds of `IIIError`.
         """
         try:
-            with _raw_terminal(self.terminal):
+            with _raw_terminal(self.terminal), _resizes_waiting(self.terminal):
                 run_async(self._run)
         except LinkError as error:
             raise engine_gone() from error
@@ -74,14 +76,15 @@ class Session:
             "cwd": self.cwd,
             "tty": None,
         }
+        size = _terminal_size()
         if self.terminal:
-            rows, columns = _terminal_size()
-            args["tty"] = {"rows": rows, "cols": columns}
-        watched = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGWINCH] if self.terminal else [])]
-        with trio.open_signal_receiver(*watched) as signals:
+            args["tty"] = {"rows": size[0], "cols": size[1]}
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with open_stream(self.project, "worker.exec", args) as stream, trio.open_nursery() as nursery:
                 nursery.start_soon(self._forward_input, stream)
                 nursery.start_soon(self._forward_signals, stream, signals, nursery.cancel_scope)
+                if self.terminal:
+                    nursery.start_soon(_forward_resizes, stream, size)
                 if self.timeout is not None:
                     nursery.start_soon(self._expire, self.timeout, stream, nursery.cancel_scope)
                 await self._relay_output(stream)
@@ -115,9 +118,7 @@ class Session:
     async def _forward_signals(self, stream: MuxStream, signals: Any, scope: trio.CancelScope) -> None:
         pressed = float("-inf")
         async for number in signals:
-            if number == signal.SIGWINCH:
-                await _tell(stream, {"resize": list(_terminal_size())})
-            elif number == signal.SIGINT:
+            if number == signal.SIGINT:
                 now = trio.current_time()
                 if now - pressed <= PRESS_AGAIN:
                     await self._kill(stream, KILLED, scope)
@@ -146,6 +147,16 @@ class Session:
             self._code = code
 
 
+async def _forward_resizes(stream: MuxStream, told: tuple[int, int]) -> None:
+    """Tell of each new size of the terminal, one at a time; ``told`` is the one that is known."""
+    while True:
+        await trio.to_thread.run_sync(signal.sigwait, {signal.SIGWINCH}, abandon_on_cancel=True)
+        size = _terminal_size()
+        if size != told:
+            await _tell(stream, {"resize": list(size)})
+            told = size
+
+
 async def _tell(stream: MuxStream, message: dict[str, Any]) -> None:
     try:
         with trio.move_on_after(1):
@@ -163,14 +174,16 @@ async def _read(descriptor: int) -> bytes:
 
 
 async def _write(descriptor: int, data: bytes) -> bool:
-    """Write everything; false if nobody reads any more."""
+    """Write everything; false if nobody reads any more. Raises `OutputError`, as for a full disk."""
     while data:
         try:
             data = data[await trio.to_thread.run_sync(os.write, descriptor, data, abandon_on_cancel=True) :]
         except BlockingIOError:  # somebody else made our terminal or pipe non-blocking
             await trio.lowlevel.wait_writable(descriptor)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in _NO_READER:
+                return False
+            raise unwritten(error) from error
     return True
 
 
@@ -183,6 +196,22 @@ def _terminal_size() -> tuple[int, int]:
         if rows and columns:
             return rows, columns
     return DEFAULT_SIZE
+
+
+@contextmanager
+def _resizes_waiting(wanted: bool) -> Generator[None]:
+    """Have SIGWINCH wait until somebody asks for it (sigwait(3)): however many come, one waits.
+
+    A handler in Python is called anew for each, also while it runs, until the stack is full.
+    """
+    if not wanted:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

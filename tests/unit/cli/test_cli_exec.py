@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import termios
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,6 +212,23 @@ class TestTerminal:
         shown.send(b"\x03")
         assert shown.wait() == 130
 
+    def test_a_storm_of_resizes_hurts_nothing(self, terminal: Any) -> None:
+        script = "stty size; cat > /dev/null; stty size"
+        shown = terminal("worker", "exec", "running", "--", "sh", "-c", script)
+        shown.expect(rb"30 100\r\n")
+        status = Path(f"/proc/{shown.process.pid}/status").read_text()
+        caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)  # type: ignore[index]
+        assert not caught >> (signal.SIGWINCH - 1) & 1, "handlers written in Python nest"
+        for number in range(300_000):
+            os.kill(shown.process.pid, signal.SIGWINCH)
+            if number % 1000 == 0:
+                shown.resize(20 + number // 1000 % 10, 90)
+        shown.resize(41, 123)
+        shown.send(b"\x04")
+        shown.expect(rb"\^?D?.*41 123\r\n")
+        assert shown.wait() == 0
+        assert b"error" not in shown.seen
+
     def test_redirected_output_is_a_pipe(self, engine: Any, terminal: Any) -> None:
         with (engine.root / "out").open("wb") as out:
             shown = terminal("worker", "exec", "running", "--", "sh", "-c", "tty; cat; echo done", out=out)
@@ -241,3 +260,12 @@ def wait_gone(pid: int) -> None:
     while ProcessId.of(pid) is not None:
         assert time.monotonic() < deadline, f"process {pid} still runs"
         time.sleep(0.02)
+
+
+def test_output_that_does_not_arrive_is_an_error(engine: Any) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = engine.start("worker", "exec", "running", "--", "sh", "-c", "echo x; cat", stdout=full)
+        said = process.stderr.read()
+        process.stdin.close()
+        assert process.wait(20) == 1
+    assert said.startswith(b"error: [W107] cannot write the output: No space left on device")

@@ -333,10 +333,14 @@ def full() -> Iterator[Any]:
 
 
 class TestOutput:
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
     @pytest.mark.parametrize(
         "args", [["--help"], ["--version"], ["worker", "list", "--json"], ["plugins", "list", "--json"]]
     )
-    def test_results_that_do_not_arrive_are_an_error(self, iii: Any, full: Any, args: list[str]) -> None:
+    def test_results_that_do_not_arrive_are_an_error(
+        self, iii: Any, full: Any, args: list[str], unbuffered: str
+    ) -> None:
+        iii.env["PYTHONUNBUFFERED"] = unbuffered
         process = iii.start(*args, stdout=full)
         said = process.communicate(timeout=20)[1].decode()
         assert process.returncode == 1
@@ -359,3 +363,32 @@ class TestOutput:
         os.close(theirs)
         assert process.communicate(timeout=20)[1] == b""
         assert process.returncode == 141
+
+
+IMPORTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+raise ImportError("still here")
+"""
+
+
+class TestInterruptsWhileTheProgramIsImported:
+    @pytest.fixture
+    def importing(self, iii: Any) -> Any:
+        (iii.root / "site").mkdir()
+        (iii.root / "site" / "typer.py").write_text(IMPORTED)
+        iii.env["PYTHONPATH"] = str(iii.root / "site")
+        return iii
+
+    def test_end_it_quietly(self, importing: Any) -> None:
+        done = importing("worker", "list")
+        assert (done.code, done.out, done.err) == (130, "", "")
+
+    def test_are_ignored_where_whoever_started_it_ignores_them(self, importing: Any) -> None:
+        ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            done = importing("worker", "list")
+        finally:
+            signal.signal(signal.SIGINT, ignored)
+        assert done.code == 1
+        assert "ImportError: still here" in done.err

@@ -192,3 +192,26 @@ class TestFollower:
 
 def texts(reader: LineReader, follower: Follower) -> list[str]:
     return [line.text for line in reader.read(follower.poll())]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("stream", [STDOUT, STDERR])
+def test_lines_that_do_not_arrive_are_an_error(project: Any, logs: Path, stream: Stream, unbuffered: str) -> None:
+    write(logs, stream, b"line\n" * 10)
+    project.env["PYTHONUNBUFFERED"] = unbuffered
+    with Path("/dev/full").open("wb") as full:
+        process = project.start("worker", "logs", "still", **{stream.value: full})
+        said = b"".join(part or b"" for part in process.communicate(timeout=20)).decode()
+    assert process.returncode == 1
+    if stream is STDOUT:
+        assert said.startswith("error: [W107] cannot write the output: No space left on device")
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_lines_for_a_closed_stream_go_nowhere(project: Any, logs: Path, closed: int) -> None:
+    with closing(RunLog(logs)) as log:
+        log.write(STDOUT, b"out\n")
+        log.write(STDERR, b"err\n")
+    process = project.start("worker", "logs", "still", preexec_fn=lambda: os.close(closed))
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err if closed == 1 else out) == (0, b"err\n" if closed == 1 else b"out\n")
