@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import struct
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -25,15 +24,14 @@ from iii_core.link.limits import LinkLimits
 from iii_core.link.mux import Closed, Data, Message, Mux, MuxStream, Role, open_mux
 from iii_core.sandbox import agent_wire as wire
 from iii_core.sandbox.agent_tunnel import TunnelStream
-from iii_core.sandbox.agent_wire import ExitStatus, Feature, Kind, Tag, TerminalSize
+from iii_core.sandbox.agent_wire import ExitStatus, Feature, Kind, Tag
+from iii_core.testing.memory_fields import Fields, decode, number_in, size_in
 
 CLAIM_TIMEOUT = 30.0
 _STDOUT, _STDERR = 1, 2
 
 Program: TypeAlias = Callable[["MemoryProcess"], Awaitable[int | None]]
 """A program: runs until it returns its exit code (None is 0); an exception is a traceback on stderr and exit 1."""
-
-_Fields: TypeAlias = dict[int, list[bytes]]
 
 
 class MemoryProcess:
@@ -47,12 +45,12 @@ class MemoryProcess:
         restored: it goes on from a saved state. A program here begins anew then, for want of a machine.
     """
 
-    def __init__(self, guest: MemoryGuest, fields: _Fields, pid: int, *, stream: MuxStream | None = None) -> None:
+    def __init__(self, guest: MemoryGuest, fields: Fields, pid: int, *, stream: MuxStream | None = None) -> None:
         self.argv = [value.decode() for value in fields[Tag.ARG]]
         self.env = dict(value.decode().split("=", 1) for value in fields.get(Tag.ENV, []))
         self.cwd = fields.get(Tag.CWD, [b"/workspace"])[-1].decode()
-        self.uid = _number(fields, Tag.UID, 0)
-        self.size = _size(fields)
+        self.uid = number_in(fields, Tag.UID, 0)
+        self.size = size_in(fields)
         self.root = guest.root
         self.pid = pid
         self._guest = guest
@@ -109,11 +107,11 @@ class MemoryProcess:
 
     def take_message(self, payload: bytes) -> None:
         """For the agent: a message of the host on its stream."""
-        kind, fields = _decode(payload)
+        kind, fields = decode(payload)
         if kind == Kind.SIGNAL:
-            self.kill(_number(fields, Tag.SIGNAL, 0))
+            self.kill(number_in(fields, Tag.SIGNAL, 0))
         elif kind == Kind.RESIZE and self.size is not None:
-            self.size = _size(fields)
+            self.size = size_in(fields)
         elif kind == Kind.RELEASE and self._stream is not None:
             self._guest.keep(self, fields[Tag.KEY][-1].decode(), self._stream)
             self._stream = None
@@ -232,7 +230,7 @@ class MemoryGuest:
         assert self._nursery is not None
         async with trio.open_nursery() as nursery:
             async for payload, stream in mux.incoming:
-                kind, fields = _decode(payload)
+                kind, fields = decode(payload)
                 match kind:
                     case Kind.CONTROL:
                         nursery.start_soon(self._attend, stream, fields, nursery.cancel_scope)
@@ -240,13 +238,13 @@ class MemoryGuest:
                         self._nursery.start_soon(self._begin, stream, fields)
                     case Kind.ADOPT:
                         self._nursery.start_soon(self._adopt, stream, fields[Tag.KEY][-1].decode())
-                    case Kind.TUNNEL if waiting := self._waiting.pop(_number(fields, Tag.CONNECTION_ID, 0), None):
+                    case Kind.TUNNEL if waiting := self._waiting.pop(number_in(fields, Tag.CONNECTION_ID, 0), None):
                         waiting.claim(stream)
                     case _:
                         stream.reset("there is no such thing here")
             nursery.cancel_scope.cancel()
 
-    async def _attend(self, control: MuxStream, fields: _Fields, powered_off: trio.CancelScope) -> None:
+    async def _attend(self, control: MuxStream, fields: Fields, powered_off: trio.CancelScope) -> None:
         """The control stream."""
         ready: list[wire.Field] = [(Tag.VERSION, wire.VERSION), (Tag.FEATURES, Feature.ADOPT), (Tag.PID, 1)]
         try:
@@ -256,9 +254,9 @@ class MemoryGuest:
             self._configured.unpark_all()
             while not isinstance(item := await control.receive(), Closed):
                 if isinstance(item, Message):
-                    kind, fields = _decode(item.payload)
+                    kind, fields = decode(item.payload)
                     if kind == Kind.POWER_OFF:
-                        await self._power_off(_number(fields, Tag.GRACE_MS, 0) / 1000)
+                        await self._power_off(number_in(fields, Tag.GRACE_MS, 0) / 1000)
                         powered_off.cancel()
                         return
             self._ports = set()
@@ -275,7 +273,7 @@ class MemoryGuest:
                 await self._ended.park()
         self._exit = "exit 0"
 
-    async def _begin(self, stream: MuxStream, fields: _Fields) -> None:
+    async def _begin(self, stream: MuxStream, fields: Fields) -> None:
         stream.hold_close()
         self._last_pid += 1
         process = MemoryProcess(self, fields, self._last_pid, stream=stream)
@@ -379,25 +377,3 @@ async def _refuse(stream: MuxStream, number: int, text: str) -> None:
     with suppress(LinkError):
         await stream.send_message(wire.encode(Kind.SPAWN_ERROR, [(Tag.ERRNO, number), (Tag.TEXT, text)]))
         await stream.close()
-
-
-def _decode(payload: bytes) -> tuple[int, _Fields]:
-    """Kind and fields of a payload of the host's (``u16 tag | u32 length | value``)."""
-    fields: _Fields = {}
-    at = 1
-    while at < len(payload):
-        tag, size = struct.unpack_from("<HI", payload, at)
-        at += 6
-        fields.setdefault(tag, []).append(payload[at : at + size])
-        at += size
-    return payload[0], fields
-
-
-def _number(fields: _Fields, tag: Tag, default: int) -> int:
-    return int.from_bytes(fields[tag][-1], "little") if tag in fields else default
-
-
-def _size(fields: _Fields) -> TerminalSize | None:
-    if Tag.ROWS not in fields:
-        return None
-    return TerminalSize(rows=_number(fields, Tag.ROWS, 24), cols=_number(fields, Tag.COLS, 80))

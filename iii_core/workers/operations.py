@@ -14,7 +14,7 @@ from iii_core.project.edit import not_in_config
 from iii_core.project.lock import pin_of
 from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
-from iii_core.workers.install import add_worker, drop_layers, drop_snapshot, remove_from_project
+from iii_core.workers.install import add_worker, drop_snapshot, remove_from_project
 from iii_core.workers.logs import tails
 from iii_core.workers.stats import stats_of
 
@@ -53,7 +53,17 @@ class Application(Protocol):
         ...
 
     async def reload(self) -> None:
-        """Take up config.yaml as it is now. Raises `ConfigError`; what was in force stays then."""
+        """Take up config.yaml as it is now. Raises `ConfigError`; what was in force stays then.
+
+        Goes on if its caller is cancelled.
+        """
+        ...
+
+    async def forget_worker(self, name: str) -> None:
+        """Take up that a worker is out of config.yaml: end it, and delete what it has written. Raises as `reload`.
+
+        Goes on if its caller is cancelled.
+        """
         ...
 
     async def check_worker(self, entry: WorkerEntry) -> None:
@@ -199,14 +209,15 @@ class WorkerOperations:
         return row
 
     async def remove(self, call: Call) -> dict[str, Any]:
-        """Take workers out of config.yaml and iii.lock, end them, and delete their writable layers and snapshots."""
+        """Take workers out of config.yaml and iii.lock, end them, and delete their writable layers and snapshots.
+
+        What is out of config.yaml is brought to its end, even if the client leaves.
+        """
         rows: list[dict[str, Any]] = []
         for name in _arguments(call, _Names).names:
             try:
                 unlocked = await remove_from_project(self._app.project, name)
-                await self._app.reload()
-                await drop_layers(self._app.project, name)
-                await drop_snapshot(self._app.project, name)
+                await self._app.forget_worker(name)
                 rows.append({"name": name, "removed": True, "lock_changed": unlocked})
             except IIIError as error:
                 rows.append({"name": name, "removed": False, "error": _error(error)})
@@ -317,8 +328,8 @@ def _told_as_worker(name: str) -> Generator[None]:
         if not isinstance(leading_error(error), LinkError):
             raise
         raise SandboxDied(
-            f"the sandbox of worker {name!r} ended, or stopped answering, before this was done",
-            hint=f"see 'iii worker status {name}'; it is started again",
+            f"the sandbox of worker {name!r} ended, was saved or stopped answering before this was done",
+            hint=f"see 'iii worker status {name}': it is started again where it ended",
             details={"name": name, "exit": "unknown"},
         ) from error
 

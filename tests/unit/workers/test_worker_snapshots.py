@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,80 +16,14 @@ from iii_core.workers import run as run_module
 from iii_core.workers import saving
 from iii_core.workers.state import Phase
 
+from .snapshotbench import Worker, open_world, ready, states, stop
 from .workerbench import Bench, open_bench, spec_of
-
-PORT = 49134
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Files are saved in threads, so time must not jump."""
     return "trio"
-
-
-class Worker:
-    """A program that stays connected, and how often it was begun, restored and connected."""
-
-    def __init__(self) -> None:
-        self.began: list[bool] = []
-        self.connections = 0
-        self.exit: int | None = None
-        self.processes: list[MemoryProcess] = []
-        self.comes_back = True
-
-    async def __call__(self, process: MemoryProcess) -> int | None:
-        self.began.append(process.restored)
-        self.processes.append(process)
-        note = process.path("/workspace/note")
-        note.parent.mkdir(parents=True, exist_ok=True)
-        while self.exit is None:
-            with suppress(OSError):
-                async with await process.connect(PORT) as stream:
-                    self.connections += 1
-                    with suppress(trio.BrokenResourceError):
-                        while await stream.receive_some():
-                            pass
-            if not self.comes_back:
-                await trio.sleep_forever()
-            await trio.sleep(0.01)
-        return self.exit
-
-
-@asynccontextmanager
-async def open_world(folder: Path, worker: Worker, **changes: object) -> AsyncGenerator[Bench]:
-    """A bench whose engine sees a worker whenever a connection of it is open."""
-    async with open_bench(folder, worker, spec=spec_of(**changes)) as bench:
-        served = 0
-
-        async def serve(stream: trio.abc.Stream, sandbox_id: str) -> None:
-            nonlocal served
-            served += 1
-            bench.engine.see(True)
-            try:
-                with suppress(trio.BrokenResourceError):
-                    await stream.receive_some()
-            finally:
-                served -= 1
-                bench.engine.see(served > 0)
-
-        bench.engine.serve_tunnel = serve  # type: ignore[method-assign]
-        yield bench
-        await stop(bench)
-
-
-async def ready(bench: Bench) -> None:
-    with trio.fail_after(10):
-        await bench.supervisor.ready(10)
-
-
-def states(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "snapshots").glob("*")) if (folder / "snapshots").exists() else []
-
-
-async def stop(bench: Bench) -> None:
-    bench.supervisor.request_stop()
-    with trio.fail_after(15):
-        await bench.supervisor.stopped()
 
 
 async def test_saved_it_runs_on_and_starts_from_there(tmp_path: Path) -> None:
@@ -144,7 +76,8 @@ async def test_output_and_log_go_on(tmp_path: Path) -> None:
         async def __call__(self, process: MemoryProcess) -> int | None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.talk, process)
-                return await super().__call__(process)
+                code = await super().__call__(process)
+            return code
 
         async def talk(self, process: MemoryProcess) -> None:
             for number in range(200):
