@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iii_core.errors import PluginMissing
+from iii_core.errors import ConfigIoError, PluginMissing
+from iii_core.project.files import hint_for
 from iii_core.project.provider_settings import convert_settings
 from iii_core.records import RegistryResolver
 
@@ -46,6 +47,7 @@ class ImageService:
 
         Raises:
             PluginMissing: none does.
+            ConfigIoError: it cannot keep its files where the user wants them.
         """
         willing = [record for record in self._records.values() if record.accepts(source)]
         if not willing:
@@ -59,8 +61,12 @@ class ImageService:
         async with self._opening:
             if record.name not in self._open:
                 settings = convert_settings(self._settings.get(record.name, {}), record)
-                opened = record.open(settings, self._context(record.name))
-                self._open[record.name] = await self._stack.enter_async_context(opened)
+                context = self._context(record.name)
+                opened = record.open(settings, context)
+                try:
+                    self._open[record.name] = await self._stack.enter_async_context(opened)
+                except OSError as error:
+                    raise _unusable(context, error) from error
         return self._open[record.name]
 
     async def fetch(self, source: str, *, refresh: bool, progress: ProgressSink) -> Image:
@@ -83,3 +89,12 @@ async def open_images(
     """
     async with AsyncExitStack() as stack:
         yield ImageService(host, context, stack, settings or {})
+
+
+def _unusable(context: OpenContext, error: OSError) -> ConfigIoError:
+    where = f": {error.filename}" if error.filename else ""
+    return ConfigIoError(
+        f"images cannot be kept in {context.home}: {error.strerror or error}{where}",
+        hint=hint_for(error) or "it must be a folder that you may write to; III_HOME names another one",
+        details={"path": str(context.home)},
+    )

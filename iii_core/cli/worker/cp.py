@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
@@ -11,15 +13,15 @@ import typer
 from iii_core.cli.output import say_error
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
-from iii_core.errors import IIIError, InvalidName, UsageError
+from iii_core.errors import InvalidName, InvalidValue, OutputError, UsageError
+from iii_core.project.files import hint_for
 from iii_core.project.names import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from iii_core.link.mux import MuxStream
     from iii_core.project.locate import Project
-    from iii_core.sandbox.archive import Unpacker
 
 EXAMPLES: Final = """\b
 Examples:
@@ -67,8 +69,6 @@ def copy(
             code = run_async(partial(_copy_in, project, _check_source(came), goes))
     except LinkError as error:
         raise engine_gone() from error
-    except OSError as error:
-        raise IIIError(f"cannot copy: {error.strerror}: {error.filename}" if error.filename else str(error)) from error
     raise typer.Exit(code)
 
 
@@ -98,16 +98,47 @@ def _check_source(source: Path) -> Path:
     return source
 
 
+@contextmanager
+def _reading(source: Path) -> Generator[None]:
+    """What cannot be read in the block is an `InvalidValue`."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidValue(f"cannot copy {source}: {_reason(error)}") from error
+
+
+@contextmanager
+def _writing(target: Path) -> Generator[None]:
+    """What cannot be written in the block is an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        hint = hint_for(error)
+        if isinstance(error, (FileExistsError, NotADirectoryError)) or error.errno == errno.ELOOP:
+            hint = "what is in the way is no folder (links are not followed): remove it, or copy to another target"
+        raise OutputError(f"cannot copy to {target}: {_reason(error)}", hint=hint) from error
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
+
+
 async def _copy_out(project: Project, source: Inside, target: Path) -> int:
     import trio
 
     from iii_core.control.client import open_stream
     from iii_core.sandbox.archive import Unpacker
 
-    unpacker = Unpacker(target)
+    with _writing(target):
+        unpacker = Unpacker(target)
+
+    def unpack(data: bytes) -> None:
+        with _writing(target):
+            unpacker.feed(data)
+
     try:
         async with open_stream(project, "worker.copy", _arguments(source, "out")) as stream:
-            code = await _until_result(stream, unpacker)
+            code = await _until_result(stream, unpack)
         if code == 0:
             unpacker.finish()
     finally:
@@ -128,19 +159,20 @@ async def _copy_in(project: Project, source: Path, target: Inside) -> int:
         open_stream(project, "worker.copy", _arguments(target, "in")) as stream,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(_send, stream, pack(source))
+        nursery.start_soon(_send, stream, source, pack(source))
         code = await _until_result(stream, None)
         nursery.cancel_scope.cancel()
     return code
 
 
-async def _send(stream: MuxStream, archive: Iterator[bytes]) -> None:
+async def _send(stream: MuxStream, source: Path, archive: Iterator[bytes]) -> None:
     import trio
 
     from iii_core.errors import LinkError
 
     def following() -> bytes | None:
-        return next(archive, None)
+        with _reading(source):
+            return next(archive, None)
 
     try:
         while (piece := await trio.to_thread.run_sync(following)) is not None:
@@ -150,7 +182,7 @@ async def _send(stream: MuxStream, archive: Iterator[bytes]) -> None:
         pass  # whoever reads the stream learns why
 
 
-async def _until_result(stream: MuxStream, unpacker: Unpacker | None) -> int:
+async def _until_result(stream: MuxStream, unpack: Callable[[bytes], None] | None) -> int:
     """Unpack what comes, say what the sandbox complains of, and give the exit code."""
     import trio
 
@@ -160,8 +192,8 @@ async def _until_result(stream: MuxStream, unpacker: Unpacker | None) -> int:
     complaints = bytearray()
     while True:
         match await stream.receive():
-            case Data(channel=channel, data=data) if channel == ARCHIVE and unpacker is not None:
-                await trio.to_thread.run_sync(unpacker.feed, data)
+            case Data(channel=channel, data=data) if channel == ARCHIVE and unpack is not None:
+                await trio.to_thread.run_sync(unpack, data)
             case Data(channel=channel, data=data) if channel == COMPLAINTS:
                 complaints += data[: 64 * 1024 - len(complaints)]
             case Message(payload=payload) if (message := decode(payload)).keys() & {"result", "error"}:

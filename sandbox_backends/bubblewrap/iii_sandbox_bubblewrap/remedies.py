@@ -39,7 +39,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (r"[Uu]nknown option --(size|perms)", "bubblewrap 0.7 or later is needed: as root: apt install bubblewrap"),
     (r"unshare: No space left on device", f"as root: {_MORE_NAMESPACES}"),
-    (r"No space left on device", "free some space, for instance with `iii worker clear`"),
+    (r"No space left on device", "free some space, for instance with `iii worker remove NAME`"),
 )
 """(what a message says, what to do)"""
 

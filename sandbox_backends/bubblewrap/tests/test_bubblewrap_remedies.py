@@ -24,7 +24,7 @@ SAID = {
     "bwrap: Unknown option --size": "0.7",
     "bwrap: unknown option --perms": "0.7",
     "sandbox set-up failed: [Errno 28] unshare: No space left on device": "sysctl user.max_user_namespaces",
-    "[Errno 28] No space left on device": "iii worker clear",
+    "[Errno 28] No space left on device": "iii worker remove NAME",
 }
 
 

@@ -15,7 +15,7 @@ REMEDIES: Final[tuple[tuple[str, str], ...]] = (
     (r"(?i)seccomp", "set `seccomp: false` of the cloud-hypervisor backend, and report it: a system call is missing"),
     (r"/dev/kvm|(?i:\bkvm\b)", "/dev/kvm must be there, be yours to open, and be able to run a guest"),
     (r"(?i)lock", "another program uses the sandbox's disk"),
-    (r"No space left on device", "free some space, for instance with `iii worker clear`"),
+    (r"No space left on device", "free some space, for instance with `iii worker remove NAME`"),
 )
 """(what the VMM says, what to do)"""
 

@@ -48,6 +48,18 @@ def test_what_cannot_be_copied_is_said(running: IIIProject, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
+def test_a_target_that_is_in_the_way_is_said(running: IIIProject, tmp_path: Path) -> None:
+    running.ok("worker", "exec", "math-worker", "--", "mkdir", "-p", "/tmp/o")
+    (tmp_path / "o").symlink_to(tmp_path)
+    done = running.run("worker", "cp", "math-worker:/tmp/o", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        f"error: [W107] cannot copy to {tmp_path}: File exists: o",
+        "hint: what is in the way is no folder (links are not followed): remove it, or copy to another target",
+    ]
+    assert (tmp_path / "o").is_symlink()
+
+
 def test_links_that_lead_out_of_the_copy_stay_behind(running: IIIProject, tmp_path: Path) -> None:
     script = "mkdir -p d/s; ln -s /etc/passwd d/abs; ln -s ../../x d/s/up; ln -s s d/fine; echo ok >d/s/file"
     running.ok("worker", "exec", "math-worker", "--", "sh", "-c", script)

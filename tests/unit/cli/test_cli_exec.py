@@ -184,7 +184,8 @@ class TestTerminal:
         assert shown.wait() == 0
 
     def test_keys_go_through_and_attributes_come_back(self, engine: Any, terminal: Any) -> None:
-        shown = terminal("worker", "exec", "running", "--", "sh", "-c", "trap 'echo int; exit 9' INT; echo up; cat")
+        script = "trap 'echo int; exit 9' INT; echo up; while :; do sleep 0.05; done"
+        shown = terminal("worker", "exec", "running", "--", "sh", "-c", script)
         shown.expect(rb"up\r\n")
         assert not termios.tcgetattr(shown.slave)[3] & termios.ICANON
         shown.send(b"\x03")

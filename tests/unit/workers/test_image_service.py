@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
 import pluggy
 import pytest
 
-from iii_core.errors import PluginMissing
+from iii_core.errors import ConfigIoError, PluginMissing
 from iii_core.host import PluginHost
 from iii_core.images.port import ImageResolver
 from iii_core.records import OpenContext, RegistryResolver
@@ -64,4 +65,28 @@ async def test_each_is_opened_once_with_its_own_settings() -> None:
 async def test_a_source_that_none_accepts() -> None:
     async with open_images(PluginHost.create(installed=False), context_of) as images:
         with pytest.raises(PluginMissing, match="no installed registry knows what to do with 'x'"):
+            await images.resolver("x")
+
+
+async def test_a_home_that_is_none_is_said(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def open_one(_: Settings, context: OpenContext) -> AsyncGenerator[ImageResolver]:
+        (context.home / "images").mkdir(parents=True)
+        yield cast("ImageResolver", "never")
+
+    record = RegistryResolver(name="one", priority=0, accepts=lambda _: True, config=Settings, open=open_one)
+
+    @hookimpl
+    def iii_registry_resolvers() -> list[RegistryResolver]:
+        return [record]
+
+    home = tmp_path / "file"
+    home.touch()
+
+    def context(_: str) -> OpenContext:
+        return OpenContext(state_dir=tmp_path, runtime_dir=tmp_path, home=home, environ={})
+
+    host = PluginHost.create(installed=False, plugins=[SimpleNamespace(iii_registry_resolvers=iii_registry_resolvers)])
+    async with open_images(host, context, {}) as images:
+        with pytest.raises(ConfigIoError, match=f"images cannot be kept in {home}: Not a directory: {home}/images"):
             await images.resolver("x")
