@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from iii_core import __version__
+from iii_core.app.background import finish_in
 from iii_core.app.declared import Declared, Providers, load_declared
 from iii_core.app.settings import is_engine_worker, unknown_workers
 from iii_core.control.server import serve_control
@@ -72,6 +73,7 @@ class Application:
         images: ImageService,
         sandboxes: SandboxService,
         declared: Declared,
+        background: trio.Nursery,
     ) -> None:
         self.project = project
         self.manager = manager
@@ -81,6 +83,7 @@ class Application:
         self._sandboxes = sandboxes
         self._declared = self._at_start = declared
         self._reloading = trio.Lock()
+        self._background = background
 
     @property
     def config(self) -> ProjectConfig:
@@ -100,8 +103,22 @@ class Application:
     async def reload(self) -> None:
         """Take up config.yaml and iii.lock as they are now; unchanged listeners and workers go on undisturbed.
 
+        Goes on if its caller is cancelled, until the application ends.
+
         Raises `IIIError`: the file is not valid, or a listener cannot be opened. What was in force stays in force.
         """
+        await finish_in(self._background, self._reload)
+
+    async def forget_worker(self, name: str) -> None:
+        """Take up that a worker is out of config.yaml: end it, and delete what it has written; as `reload`."""
+        self.manager.forget(name)
+        await finish_in(self._background, self._forget)
+
+    async def _forget(self) -> None:
+        await self._reload()
+        await self.manager.delete_removed()
+
+    async def _reload(self) -> None:
         async with self._reloading:
             declared = await trio.to_thread.run_sync(load_declared, self.project, self._providers)
             await self._engine.apply(declared.engine)
@@ -216,9 +233,11 @@ async def open_application(project: Project, plugins: PluginHost) -> AsyncGenera
             tunnel = EngineTunnel(engine)
             services = WorkerServices(images=images, sandboxes=sandboxes, engine=tunnel)
             manager = WorkerManager(supervisors, services, project=project.root, state_dir=state_dir)
-            application = Application(project, providers, engine, manager, images, sandboxes, declared)
+            await manager.find_removed()
+            supervisors.start_soon(manager.sweep)
             try:
                 async with trio.open_nursery() as front:
+                    application = Application(project, providers, engine, manager, images, sandboxes, declared, front)
                     await front.start(serve_control, control_socket(project), WorkerOperations(application).table())
                     application.leave_word()
                     await application.start_workers()

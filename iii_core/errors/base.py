@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from typing import Self
 
 
 class IIIError(Exception):
@@ -30,6 +31,12 @@ class IIIError(Exception):
     def code(self) -> str:
         """The stable code of this error."""
         return self.default_code
+
+    def copy(self) -> Self:
+        """Another one that says the same, whatever its class takes to be made."""
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        return other
 
 
 class UsageError(IIIError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
@@ -26,7 +26,6 @@ from iii_core.project.lock import Lock, load_lock, with_image, without_worker
 from iii_core.project.names import check_name
 from iii_core.project.read import parse_document, read_document
 from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
-from iii_core.workers.writable import drop_writable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
     from iii_core.project.locate import Project
     from iii_core.workers.image_service import ImageService
 
-WRITABLE_FOLDER = "writable"
+WRITABLE_FOLDER: Final = "writable"
+DROP_LIMIT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,10 @@ async def add_worker(
 
     await check(await trio.to_thread.run_sync(_edited_entry, project, edit, name))
     edited = await trio.to_thread.run_sync(partial(edit_config, project, edit, pin=pin))
-    outdated = (edited.action != "unchanged" or edited.lock_changed) and await drop_snapshot(project, name)
+    outdated = False
+    if edited.action != "unchanged" or edited.lock_changed:
+        with trio.move_on_after(DROP_LIMIT, shield=True):  # what is written is written: it must not start from that
+            outdated = await drop_snapshot(project, name)
     return Installed(
         name=name,
         image=image,
@@ -164,9 +167,9 @@ async def remove_from_project(project: Project, name: str) -> bool:
     return (await trio.to_thread.run_sync(partial(edit_config, project, edit, pin=unpin))).lock_changed
 
 
-async def drop_layers(project: Project, name: str) -> None:
-    """Delete a removed worker's writable layers."""
-    await trio.to_thread.run_sync(drop_writable, project.state_dir / WRITABLE_FOLDER / check_name(name))
+def folders_of(state_dir: Path, name: str) -> tuple[Path, Path]:
+    """Where a worker's writable layers are, and its snapshot."""
+    return state_dir / WRITABLE_FOLDER / check_name(name), state_dir / SNAPSHOTS_FOLDER / check_name(name)
 
 
 async def drop_snapshot(project: Project, name: str) -> bool:

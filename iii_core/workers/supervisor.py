@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 30.0
+PATIENCE: Final = 3
+"""Failed runs after which nobody waits any longer for the worker to be ready."""
 STEADY_AFTER: Final = 30.0  # a run that lasted this long was fine; the next delay is the first one again
 _log = logging.getLogger(__name__)
 HOPELESS: Final = (
@@ -201,24 +203,38 @@ class Supervisor:
         """Wait until the engine sees the worker.
 
         Raises:
-            IIIError: it failed for good (that error), or ended by itself.
-            StartTimeout: neither within ``timeout`` seconds.
+            IIIError: it failed for good, or `PATIENCE` times since this was called (that error), or ended by itself.
+                In the second case it is still tried again.
+            StartTimeout: nothing of that within ``timeout`` seconds.
         """
+        enough = self.history.restarts + PATIENCE
         with trio.move_on_after(timeout):
-            await self._until(lambda: self._phase.settled)
+            await self._until(lambda: self._phase.settled or self.history.restarts >= enough)
             if self._phase is Phase.RUNNING:
                 return
-            if isinstance(self.history.last_error, IIIError):
-                raise self.history.last_error
-            raise WorkerNotRunning(
-                f"worker {self._spec.name!r} ended before it registered ({self.history.last_exit or 'stopped'})",
-                hint=f"see 'iii worker logs {self._spec.name}'",
-            )
+            raise self._why_not_ready()
         raise StartTimeout(
             f"worker {self._spec.name!r} is not ready after {timeout:g} s ({self._phase.value})",
             hint=f"watch it with 'iii worker status {self._spec.name}' and 'iii worker logs {self._spec.name} -f'",
             details={"name": self._spec.name, "phase": self._phase.value, "timeout": timeout},
         )
+
+    def _why_not_ready(self) -> IIIError:
+        error, name = self.history.last_error, self._spec.name
+        if self._phase.settled and isinstance(error, IIIError):
+            return error
+        if self._phase.settled:
+            return WorkerNotRunning(
+                f"worker {name!r} ended before it registered ({self.history.last_exit or 'stopped'})",
+                hint=f"see 'iii worker logs {name}'",
+            )
+        if isinstance(error, IIIError):
+            told: IIIError = error.copy()
+        else:
+            told = WorkerNotRunning(f"worker {name!r} failed: {error!r}")
+        again = f"it has failed {PATIENCE} times in a row and is tried again: see 'iii worker logs {name} --previous'"
+        told.hint = f"{told.hint}; {again}" if told.hint and "iii worker logs" not in told.hint else again
+        return told
 
     def as_json(self) -> dict[str, Any]:
         """The supervised part of ``worker.status``."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from iii_core.cli.running import run_async
 from iii_core.errors import IIIError
 from iii_core.project.config import ProjectConfig, load_config, manager_port
@@ -15,7 +17,8 @@ from iii_core.project.provider_settings import provider_settings
 from iii_core.records import RegistryResolver, SandboxBackend
 from iii_core.workers.check import UnopenedBackends, check_entry
 from iii_core.workers.image_service import open_images
-from iii_core.workers.install import add_worker, drop_layers, drop_snapshot, remove_from_project
+from iii_core.workers.install import add_worker, drop_snapshot, folders_of, remove_from_project
+from iii_core.workers.writable import drop_all, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,6 +82,6 @@ async def _add(
 
 async def _remove(project: Project, name: str) -> bool:
     unlocked = await remove_from_project(project, name)
-    await drop_layers(project, name)
-    await drop_snapshot(project, name)
+    removed = [path for folder in folders_of(project.state_dir, name) for path in set_aside(folder)]
+    await trio.to_thread.run_sync(drop_all, removed)
     return unlocked

@@ -250,6 +250,38 @@ async def test_ready_does_not_wait_for_ever(tmp_path: Path) -> None:
         assert round(trio.current_time() - begun) == 7
 
 
+async def test_nobody_waits_for_one_that_fails_over_and_over(tmp_path: Path) -> None:
+    async with open_bench(tmp_path, ends_with(3)) as bench:
+        for _ in range(2):
+            begun, runs = trio.current_time(), len(bench.starts)
+            with pytest.raises(WorkerNotRunning, match="ended with exit 3") as caught:
+                await bench.supervisor.ready(120)
+            assert len(bench.starts) == runs + 3
+            assert caught.value.hint is not None
+            assert caught.value.hint.startswith(
+                "it has failed 3 times in a row and is tried again: see 'iii worker logs"
+            )
+            bench.supervisor.start()  # with a short delay again
+        assert trio.current_time() - begun < 10
+        await bench.began(8)
+        assert bench.supervisor.as_json()["error"]["hint"] == "see 'iii worker logs w'"
+
+
+async def test_one_that_fails_twice_and_then_runs_is_waited_for(tmp_path: Path) -> None:
+    runs: list[int] = []
+
+    async def third_time_lucky(process: MemoryProcess) -> int:
+        runs.append(1)
+        if len(runs) < 3:
+            return 3
+        bench.engine.see(True)
+        return await run_on(process)
+
+    async with open_bench(tmp_path, third_time_lucky) as bench:
+        await bench.supervisor.ready(120)
+        assert bench.supervisor.history.restarts == 2
+
+
 async def test_cancelling_leaves_no_sandbox(tmp_path: Path) -> None:
     async with open_bench(tmp_path, stubborn, run=False) as bench:
         driver = (await bench.services.sandboxes.backend("memory")).driver
