@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
@@ -20,11 +21,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from iii_registry_oci.layers.limits import Limits
-    from iii_registry_oci.manifest import Descriptor, Platform
+    from iii_registry_oci.manifest import Descriptor, Manifest, Platform
     from iii_registry_oci.skopeo import Skopeo
 
 REPORT_EVERY = 8 * MIB
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A reference's manifest for this machine; ``pin`` is the reference that always leads there."""
+
+    digest: str
+    manifest: Manifest
+    pin: str | None
 
 
 class Origin(Protocol):
@@ -38,12 +48,12 @@ class Origin(Protocol):
         ...
 
     async def copy(
-        self, digest: str, /, sizes: Mapping[str, int], staging: Path, arrived: Callable[[int], None]
+        self, resolved: Resolved, /, sizes: Mapping[str, int], staging: Path, arrived: Callable[[int], None]
     ) -> None:
         """Copy blobs to ``staging/blobs/sha256/``, where others of the image may be already.
 
         Args:
-            digest: of the image's manifest.
+            resolved: the image.
             sizes: of the blobs to come, by their digests.
             staging: the pull's folder.
             arrived: told the bytes that are here, now and then.
@@ -69,18 +79,22 @@ class SkopeoOrigin:
         return await self._skopeo.manifest(self._reference, digest, self._scratch, archive=self._archive)
 
     async def copy(
-        self, digest: str, /, sizes: Mapping[str, int], staging: Path, arrived: Callable[[int], None]
+        self, resolved: Resolved, /, sizes: Mapping[str, int], staging: Path, arrived: Callable[[int], None]
     ) -> None:
         """See `Origin.copy`."""
         await self._skopeo.copy(
             self._reference,
-            digest,
+            resolved.digest,
             self._platform,
             staging,
             expected=sum(sizes.values()),
             arrived=arrived,
             archive=self._archive,
         )
+        config = staging_blob(staging, resolved.manifest.config.digest)
+        if not config.exists():  # skopeo wrote it anew, as OCI has it: Docker's says more, and in another order
+            raw = await self._skopeo.config(self._reference, resolved.digest, self._scratch, archive=self._archive)
+            await trio.Path(config).write_bytes(raw)
 
 
 class LayoutOrigin:
@@ -96,7 +110,7 @@ class LayoutOrigin:
         return await trio.to_thread.run_sync(self._layout.document, chosen)
 
     async def copy(
-        self, _digest: str, /, sizes: Mapping[str, int], staging: Path, arrived: Callable[[int], None]
+        self, _resolved: Resolved, /, sizes: Mapping[str, int], staging: Path, arrived: Callable[[int], None]
     ) -> None:
         """See `Origin.copy`."""
         await trio.to_thread.run_sync(self._copy, sizes, staging, arrived)

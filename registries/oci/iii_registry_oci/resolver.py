@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from iii_registry_oci.hints import parse_hints
 from iii_registry_oci.layers.blob import Layer
 from iii_registry_oci.layers.limits import FULL, Limits
 from iii_registry_oci.manifest import Index, Manifest
-from iii_registry_oci.origins import Origin, open_origin
+from iii_registry_oci.origins import Origin, Resolved, open_origin
 from iii_registry_oci.reference import Reference, parse
 from iii_registry_oci.rootimage import build_root
 from iii_registry_oci.skopeo import Skopeo
@@ -28,15 +27,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from iii_core.records import OpenContext
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
-    """A reference's manifest for this machine; ``pin`` is the reference that always leads there."""
-
-    digest: str
-    manifest: Manifest
-    pin: str | None
 
 
 class OciResolver(ImageResolver):
@@ -185,7 +175,7 @@ class OciResolver(ImageResolver):
             progress(Progress(stage="downloading", item=reference.canonical, done=done, total=total))
 
         arrived(0)
-        await origin.copy(resolved.digest, missing, staging, arrived)
+        await origin.copy(resolved, missing, staging, arrived)
         arrived(total)
 
     def _check(self, reference: Reference, manifest: Manifest, staging: Path) -> tuple[ImageConfig, list[Layer]]:

@@ -82,7 +82,19 @@ class Skopeo:
         ``archive`` is the open file of a `LocalReference`. Raises the `ImageError` family. The bytes are as they came:
         nothing is checked but their number.
         """
-        command = ["inspect", "--raw", *self._tls(reference, "--tls-verify"), _source(reference, digest, archive)]
+        return await self._inspect(reference, digest, archive, scratch)
+
+    async def config(
+        self, reference: Reference, digest: str | None, scratch: Path, *, archive: int | None = None
+    ) -> bytes:
+        """The configuration of the image with the manifest ``digest``, as it was stored; raises like `manifest`."""
+        return await self._inspect(reference, digest, archive, scratch, "--config")
+
+    async def _inspect(
+        self, reference: Reference, digest: str | None, archive: int | None, scratch: Path, *options: str
+    ) -> bytes:
+        command = ["inspect", "--raw", *options, *self._tls(reference, "--tls-verify")]
+        command.append(_source(reference, digest, archive))
 
         async def attempt() -> bytes:
             with trio.move_on_after(INSPECT_SECONDS):
@@ -165,7 +177,7 @@ class Skopeo:
                 said = said.replace(_descriptor(archive).encode(), b"the archive")
             raise skopeo_errors.translate(said, reference, status)
         if len(outputs["stdout"]) > self._limits.manifest:
-            raise ImageUnsafe(f"The manifest of {reference.canonical} has more than {self._limits.manifest} bytes")
+            raise ImageUnsafe(f"A document of {reference.canonical} has more than {self._limits.manifest} bytes")
         return outputs["stdout"]
 
 

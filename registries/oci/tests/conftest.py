@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import trio
@@ -215,3 +215,57 @@ def refused(open_store: OpenStore, home: Path) -> Callable[..., Awaitable[ImageE
         return caught.value
 
     return fetch
+
+
+def plant(folder: Path) -> None:
+    """What must not change: a file, a link and folders, also by the names that attacks use."""
+    for place in (folder, folder / "canary", folder / "home", folder / "etc"):
+        place.mkdir(exist_ok=True)
+        (place / "file").write_bytes(os.urandom(1000))
+        (place / "link").symlink_to("file")
+        (place / "file").chmod(0o640)
+
+
+def hashed(folder: Path, but: Path) -> dict[str, tuple[Any, ...]]:
+    """Everything below a folder except for one: kind, mode, owner, times, links and content."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        if path == but or but in path.parents:
+            continue
+        status = path.lstat()
+        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path)] = (status.st_mode, status.st_uid, status.st_nlink, status.st_mtime_ns, content)
+    return found
+
+
+class Ground:
+    """Canaries in every folder above a store, at the places that attacks aim at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "inner" / "iii-home"
+        self.home.mkdir(parents=True)
+        for place in (folder, self.home.parent):
+            plant(place)
+        self._before = hashed(folder, self.home)
+
+    @property
+    def canary(self) -> Path:
+        """A folder that attacks aim at."""
+        return self.folder / "canary"
+
+    def check(self) -> None:
+        """All is as it was, and nothing is left of a pull."""
+        assert hashed(self.folder, self.home) == self._before
+        assert list((self.home / "images/staging").iterdir()) == []
+
+    def kept(self) -> list[Path]:
+        """What the store holds."""
+        files = (path for path in (self.home / "images").rglob("*") if path.is_file())
+        return [path for path in files if path.parent.name != "locks"]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    """See `Ground`."""
+    return Ground(tmp_path / "ground")

@@ -121,10 +121,26 @@ async def test_cancelling_leaves_the_store_as_it_was(
         assert (await images.fetch(source, refresh=False, progress=lambda _: None)).reference == source
 
 
+def save(registry: Registry, tmp_path: Path, kind: str, name: str, noise: int) -> str:
+    """The source of an image like that of `push`, of each kind."""
+    source = push(registry, tmp_path, f"{name}:1", noise)
+    if kind == "docker":
+        return source
+    (tmp_path / "layout").rename(tmp_path / name)
+    scheme, _, suffix = kind.partition(".")
+    target = f"{scheme}:{tmp_path}/{name}.tar"
+    command = ["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{tmp_path}/{name}:t", target]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    if suffix:
+        subprocess.run(["gzip", "-1", f"{tmp_path}/{name}.tar"], check=True, timeout=30)
+    return f"{target}.{suffix}" if suffix else target
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_leaves_the_store_as_it_was(registry: Registry, tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize("kind", ["docker", "oci-archive", "oci-archive.gz", "docker-archive.gz"])
+def test_a_full_disk_leaves_the_store_as_it_was(registry: Registry, tmp_path: Path, home: Path, kind: str) -> None:
     """Two sizes: one has no room for the download, the other none for the root image."""
-    small, large = push(registry, tmp_path, "small:1", 1000), push(registry, tmp_path, "large:1", 4_000_000)
+    small, large = (save(registry, tmp_path, kind, *image) for image in (("small", 1000), ("large", 4_000_000)))
     mount = 'mkdir -p "$1" && mount -t tmpfs -o "size=$2" none "$1"'
     script = f'{mount} && shift 2 && "$@" && find "$HOME_UNDER_TEST" -type f'
     for size in ("2m", "6m"):
