@@ -224,7 +224,10 @@ class LocalClient(EngineClient):
 
     def _check_open(self) -> None:
         if not self._worker.attached:
-            raise EngineError(f"the in-process worker {self.name!r} has left the engine")
+            raise EngineError(
+                f"the in-process worker {self.name!r} has left the engine",
+                hint="it was closed, or its engine has ended; get another one from a running engine's client()",
+            )
 
     async def _call(self, request: m.InvokeFunction, seconds: float | None) -> Raw | None:
         self._check_open()

@@ -24,7 +24,7 @@ from iii_core.engine.endpoint import Endpoint, WorkerRecord, now_ms
 from iii_core.engine.metrics import latest_metrics
 from iii_core.engine.router import Router, Topology
 from iii_core.engine.rows import function_row
-from iii_core.errors import InvocationError
+from iii_core.errors import EngineNotRunning, InvocationError
 from iii_core.protocol import codes
 from iii_core.protocol import messages as m
 from iii_core.protocol.codec import body_of, is_object
@@ -81,6 +81,7 @@ class CoreWorker(Endpoint, Topology):
         self.channels = ChannelTable(limits)
         self.telemetry_sinks: list[Callable[[str, bytes], None]] = []
         self.generation = 0
+        self._ended = False
         self._nursery = nursery
         self._changes = trio.lowlevel.ParkingLot()
         self._bindings: dict[str, dict[str, m.RegisterTrigger]] = {WORKERS_AVAILABLE: {}, FUNCTIONS_AVAILABLE: {}}
@@ -123,10 +124,26 @@ class CoreWorker(Endpoint, Topology):
         else:
             self._fire(targets, event)
 
+    def end(self) -> None:
+        """The engine is over: in-process workers leave it, and whoever waits for an answer or a change is told."""
+        self._ended = True
+        for worker in list(self.router.workers.values()):
+            if worker.trusted and worker is not self:
+                self.router.detach(worker)
+                worker.drop("the engine has ended")
+        self._changes.unpark_all()
+
+    def check_running(self) -> None:
+        """Raises `EngineNotRunning` once the engine has ended."""
+        if self._ended:
+            raise EngineNotRunning("this engine has ended", hint="use it only inside the block of its open_engine()")
+
     async def changed(self, generation: int) -> int:
-        """Wait for a change after ``generation``; gives the new one."""
+        """Wait for a change after ``generation``; gives the new one. Raises as `check_running`, also later on."""
+        self.check_running()
         while self.generation == generation:
             await self._changes.park()
+            self.check_running()
         await trio.lowlevel.checkpoint()
         return self.generation
 

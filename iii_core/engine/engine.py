@@ -61,6 +61,7 @@ class Plugins(Protocol):
 
 class Engine:
     """A running engine, from `open_engine`. For the trio thread that opened it; methods may be called concurrently.
+    Once the block of `open_engine` is over they raise `EngineError`, also those that wait.
 
     Attributes:
         router: the routing state, for parts of the core; plugins use `client`.
@@ -118,6 +119,7 @@ class Engine:
         timeout: float | None = None,
     ) -> Any:
         """Call a function as the engine itself; see `EngineClient.trigger`."""
+        self._core.check_running()
         return await self._self_client.trigger(function_id, payload, metadata=metadata, timeout=timeout)
 
     def fire(self, function_id: str, payload: Any = None, *, metadata: Any = None) -> None:
@@ -179,6 +181,7 @@ class Engine:
         The stream is closed then. The worker's record names ``sandbox``. ``transport`` is that of the first listener by
         default.
         """
+        self._core.check_running()
         names = sorted(self._listeners.values)
         name = transport or (names[0][0] if names else DEFAULT_TRANSPORT)
         running = (settings for _, settings in sorted(self._listeners.settings.items()) if settings.transport == name)
@@ -198,6 +201,7 @@ class Engine:
             AddressInUse: a listener's address is taken.
             TlsError: a listener's certificate or key cannot be used.
         """
+        self._core.check_running()
         if config.limits != self.router.limits:
             raise ConfigError("the engine's limits cannot change while it runs", hint="restart the engine")
         async with self._apply_lock:
@@ -215,6 +219,7 @@ class Engine:
         await self._workers.apply({})
 
     def _make_client(self, name: str, *, description: str | None = None, internal: bool = False) -> LocalClient:
+        self._core.check_running()
         record = make_record(name, self.router.workers, __version__, description)
         record.internal = internal
         worker = LocalWorker(self.router, self._nurseries.core, record)
@@ -355,23 +360,29 @@ async def open_engine(
     config = config or EngineConfig()
     failure: Exception | None = None
     with nullcontext(context) if context else _private_context() as context:
-        async with trio.open_nursery() as core, trio.open_nursery() as workers:
+        async with trio.open_nursery() as core:
             core_worker = CoreWorker(config.limits, core, __version__)
             core.start_soon(core_worker.run, name="engine core")
             core.start_soon(core_worker.channels.run, name="channel sweeper")
-            async with trio.open_nursery() as front:
-                engine = Engine(core_worker, plugins, context, _Nurseries(core, workers, front))
-                try:
-                    await engine.apply(config)
-                    yield engine
-                except Exception as error:  # re-raised below, outside the nurseries that would wrap it in a group
-                    failure = error
-                finally:
-                    front.cancel_scope.cancel()
             try:
-                await engine.stop_workers()
+                async with trio.open_nursery() as workers:
+                    async with trio.open_nursery() as front:
+                        engine = Engine(core_worker, plugins, context, _Nurseries(core, workers, front))
+                        try:
+                            await engine.apply(config)
+                            yield engine
+                        except (
+                            Exception
+                        ) as error:  # re-raised below, outside the nurseries that would wrap it in a group
+                            failure = error
+                        finally:
+                            front.cancel_scope.cancel()
+                    try:
+                        await engine.stop_workers()
+                    finally:
+                        workers.cancel_scope.cancel()
             finally:
-                workers.cancel_scope.cancel()
+                core_worker.end()
                 core.cancel_scope.cancel()
     if failure is not None:
         raise failure
