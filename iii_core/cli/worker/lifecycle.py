@@ -46,8 +46,9 @@ def start(
 ) -> None:
     """Start a stopped worker, and wait until it is ready; a running one is left alone.
 
-    It is ready when it has connected to the engine. After two minutes the command stops waiting, and warns. If it has a
-    snapshot (`iii worker snapshot`) that fits, it wakes up from there.
+    It is ready when it has connected to the engine. After two minutes the command stops waiting, and warns; after three
+    failed runs it ends with an error, and the worker is still tried again. If it has a snapshot (`iii worker snapshot`)
+    that fits, it wakes up from there.
     """
     _check_target(context, name, port, config)
     _begin(context, "worker.start", name, wait=not no_wait, cold=cold)
