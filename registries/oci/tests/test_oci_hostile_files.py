@@ -236,6 +236,14 @@ async def test_what_is_named_is_of_the_right_kind(tmp_path: Path, open_store: An
         await refuse(open_store, ground, f"{scheme}:{path}:t", ImageNotFound)
 
 
+async def test_a_file_of_another_kind_is_told_apart(tmp_path: Path, open_store: Any) -> None:
+    (tmp_path / "README.md").write_text("# not an image\n" * 100)
+    for scheme in ("oci-archive", "docker-archive"):
+        async with open_store() as images:
+            with pytest.raises(ImageUnsafe, match="is no tar archive"):
+                await images.fetch(f"{scheme}:{tmp_path}/README.md", refresh=False, progress=lambda _: None)
+
+
 async def test_a_blob_of_another_size_or_content(tmp_path: Path, open_store: Any, ground: Any) -> None:
     entries = layout(tmp_path / "lay")
     for place in ("manifest", "config", "layer"):

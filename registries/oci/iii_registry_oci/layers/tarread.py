@@ -54,6 +54,17 @@ _PAX_FREE = 512
 _PAX_ENTRY = 128  # bytes of an extended header beyond `_PAX_FREE` that count as one more entry: they take time to read
 
 
+def is_header(block: bytes) -> bool:
+    """Whether a block could be an archive's first: a header with a right checksum, or the end of an empty archive."""
+    if len(block) < BLOCK or block == _ZEROS:
+        return block == _ZEROS
+    try:
+        _check_sum(block)
+    except Malformed:
+        return False
+    return True
+
+
 def count_headers(spool: ReaderAt, most: int) -> int:
     """How many headers an archive has, extended ones included; counting ends above ``most``.
 

@@ -12,7 +12,7 @@ from iii_registry_oci.layers.blob import Budget
 from iii_registry_oci.layers.decode import BROKEN, decode_archive, is_packed
 from iii_registry_oci.layers.entry import Entry, Kind, unsafe_entry
 from iii_registry_oci.layers.spool import ReaderAt, Spool
-from iii_registry_oci.layers.tarread import count_headers, read_entries
+from iii_registry_oci.layers.tarread import BLOCK, count_headers, is_header, read_entries
 from iii_registry_oci.local.files import HOSTILE, open_file, readable
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def _unpack(file: ReaderAt, spool: Spool, label: str, limits: Limits, tick: Call
 
 def read_archive(content: ReaderAt, label: str, limits: Limits, tick: Callable[[], object]) -> Iterator[Entry]:
     """The entries of an archive. ``label`` names it in errors. Raises `ImageUnsafe`."""
+    if content.size and not is_header(content.read(0, BLOCK)):
+        raise ImageUnsafe(f"{label} is no tar archive", hint="check the path")
     if count_headers(content, ENTRIES_MAX) > ENTRIES_MAX:
         raise ImageUnsafe(f"{label} holds more than {ENTRIES_MAX} entries", hint=HOSTILE)
     whole = replace(limits, entries=ENTRIES_MAX, file=limits.total)
