@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,17 @@ PATIENCE = 30.0
 
 SETTLING = 5.0
 """Seconds after which what is still there has been left."""
+
+_FOREIGN_KINDS = frozenset({"autofs", "binfmt_misc", "fuse.gvfsd-fuse", "fuse.portal"})
+_FOREIGN_PLACES = (
+    "/media/",
+    "/run/credentials/",
+    "/run/docker/",
+    "/run/snapd/",
+    "/snap/",
+    "/var/lib/containers/",
+    "/var/lib/docker/",
+)
 
 MARK = "/workspace/mark"
 """A file that checks write."""
@@ -144,9 +155,10 @@ class SandboxesUnderTest:
         """What is not as it was, in words; empty where nothing is left. Others may remove what is theirs."""
         now = self.snapshot()
         new_groups = {group for group in now.groups - before.groups if self._may_be_ours(group)}
+        new_mounts = {mount for mount in now.mounts - before.mounts if not is_foreign(mount, self._ids)}
         compared = (
             ("processes", before.processes, now.processes),
-            ("mounts", before.mounts, before.mounts | now.mounts),
+            ("mounts", before.mounts, before.mounts | new_mounts),
             ("control groups", before.groups, before.groups | new_groups),
             ("files", before.files, now.files),
         )
@@ -161,6 +173,20 @@ class SandboxesUnderTest:
         """Whether its name, if it ends with a sandbox's id, ends with one of ours: another engine may have died."""
         parts = group.rpartition("/")[2].split(".", 4)
         return len(parts) < 5 or parts[4] in self._ids
+
+
+def is_foreign(mount: str, ids: Collection[str]) -> bool:
+    """Whether a line of ``mountinfo`` (proc_pid_mountinfo(5)) is one that a backend has no part in.
+
+    The mount table is the whole machine's, and a mount says nothing of who made it. So all count but those that have an
+    owner by convention: named network namespaces (ip-netns(8)), unless a sandbox of ours is in the name; what
+    an automounter or a session of a user brings in; and what container engines and package managers keep.
+    """
+    fields, _, after = mount.partition(" - ")
+    point, kind = fields.split()[4], after.split()[0]
+    if kind == "nsfs" and point.startswith(("/run/netns/", "/var/run/netns/")):
+        return not any(one in point.rpartition("/")[2] for one in ids)
+    return kind in _FOREIGN_KINDS or point.startswith(_FOREIGN_PLACES)
 
 
 def descendants(root: int, *, zombies: bool = True) -> list[str]:
