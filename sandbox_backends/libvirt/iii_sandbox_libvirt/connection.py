@@ -15,7 +15,7 @@ from iii_core.link.nursery import open_service_nursery
 from iii_sandbox_libvirt.api import Library, load
 from iii_sandbox_libvirt.eventloop import run_event_loop
 from iii_sandbox_libvirt.hints import hint_for
-from iii_sandbox_libvirt.zombies import Zombies
+from iii_sandbox_libvirt.zombies import THREAD, Zombies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -134,7 +134,7 @@ class Connection:
         async with open_service_nursery() as nursery:
             nursery.start_soon(self.zombies.reap)
             outcome = await trio.to_thread.run_sync(
-                partial(self._attempt, act), limiter=self._threads, abandon_on_cancel=abandon
+                partial(self._attempt, act), limiter=self._threads, abandon_on_cancel=abandon, thread_name=THREAD
             )
         if isinstance(outcome, SandboxError):
             raise outcome

@@ -14,6 +14,10 @@ from typing import Final
 
 import trio
 
+THREAD: Final = "iii-libvirt"
+"""The name of threads that libvirt forks in: a QEMU that is killed before it is one still has it. So do children that
+libvirt waits for itself, and it does so at once."""
+PATIENCE: Final = 1.0
 _INTERVAL: Final = 0.02
 _NAME_BYTES: Final = 15  # proc(5): a process's name is cut there
 
@@ -24,6 +28,7 @@ class Zombies:
     def __init__(self, program: str) -> None:
         self._name = program.encode()[:_NAME_BYTES]
         self._session = os.getsid(0)
+        self._early: dict[int, float] = {}
         self.spared: set[int] = set()
         """Those that somebody else collects, at once, to learn how they ended."""
 
@@ -34,9 +39,12 @@ class Zombies:
             await trio.sleep(_INTERVAL)
 
     def _reap_now(self) -> None:
-        for pid in set(self._children()) - self.spared:
-            with suppress(OSError):
-                if self._is_one(Path(f"/proc/{pid}/stat").read_bytes()):
+        dead = {pid: name for pid in set(self._children()) - self.spared if (name := self._name_of(pid)) is not None}
+        now = trio.current_time()
+        self._early = {pid: self._early.get(pid, now) for pid, name in dead.items() if name == THREAD.encode()}
+        for pid, name in dead.items():
+            if name == self._name or now - self._early.get(pid, now) > PATIENCE:
+                with suppress(OSError):
                     os.waitpid(pid, os.WNOHANG)
 
     def _children(self) -> list[int]:
@@ -46,8 +54,11 @@ class Zombies:
                 found += map(int, (task / "children").read_bytes().split())
         return found
 
-    def _is_one(self, stat: bytes) -> bool:
-        """By its name, and by its session: what libvirt waits for itself is in ours, daemons have left it (proc(5))."""
-        name, _, rest = stat.partition(b" (")[2].rpartition(b") ")
+    def _name_of(self, pid: int) -> bytes | None:
+        """Of a zombie that has left our session: what libvirt waits for itself is mostly in ours (proc(5))."""
+        try:
+            name, _, rest = Path(f"/proc/{pid}/stat").read_bytes().partition(b" (")[2].rpartition(b") ")
+        except OSError:
+            return None
         state, _, _, session, *_ = rest.split()
-        return name == self._name and state == b"Z" and int(session) != self._session
+        return name if state == b"Z" and int(session) != self._session else None

@@ -8,7 +8,9 @@ from contextlib import suppress
 
 import pytest
 import trio
-from iii_sandbox_libvirt.zombies import Zombies
+from iii_sandbox_libvirt.zombies import PATIENCE, THREAD, Zombies
+
+from iii_core.testing.sandbox_harness import descendants
 
 PR_SET_NAME = 15
 
@@ -40,6 +42,22 @@ async def test_spares() -> None:
     with trio.move_on_after(0.1):
         await zombies.reap()
     assert is_there(pid)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_one_that_never_became_qemu_is_collected_when_libvirt_does_not() -> None:
+    """libvirt was told to end a guest between its fork and its exec, and waits until it is gone."""
+    pid = dead_child(THREAD.encode(), daemon=True)
+    try:
+        zombies = Zombies("qemu-system-x86_64")
+        with trio.move_on_after(PATIENCE / 2):
+            await zombies.reap()
+        assert f"{pid} {THREAD}" in descendants(os.getpid()), "it is still there, for libvirt"
+        with trio.move_on_after(PATIENCE):
+            await zombies.reap()
+        assert not is_there(pid)
+    finally:
+        is_there(pid)
 
 
 @pytest.mark.parametrize(
