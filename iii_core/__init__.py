@@ -6,9 +6,12 @@ The names below are loaded when they are first used, so that ``import iii_core``
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+# Not out of typing, which takes longer to import than all else that the script does before its first line.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from iii_core.engine import Call as Call
     from iii_core.engine import Engine as Engine
     from iii_core.engine import EngineClient as EngineClient

@@ -6,37 +6,26 @@ Ctrl-C in that time must end it as quietly as at any other. So this module impor
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from typing import NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT
 
 
 def main() -> NoReturn:
     """Entry point of the script."""
+    signal = import_module("_signal")  # the part in C; the one in Python is slow to import, and made for reading
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it ignored
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, leave)
     from iii_core.cli.program import run
 
     sys.exit(run(sys.argv[1:]))
 
 
-@contextmanager
-def interrupts() -> Generator[None]:
-    """In the block Ctrl-C is a `KeyboardInterrupt`, as there is something to clean up; around it, it just ends us."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        if before is _leave:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _leave(_number: int, _frame: object) -> NoReturn:
+def leave(_number: int, _frame: object) -> NoReturn:
+    """What Ctrl-C does while there is nothing to clean up."""
     os._exit(INTERRUPTED)  # no traceback of an import, and no trouble while the interpreter ends

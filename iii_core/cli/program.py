@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 import typer
 
 from iii_core.cli.elsewhere import wrong_folder
-from iii_core.cli.main import INTERRUPTED, interrupts
+from iii_core.cli.main import INTERRUPTED, leave
 from iii_core.cli.output import discard_unwritten, leave_pipe, say, say_error, unwritten
 from iii_core.cli.state import State
 from iii_core.errors import EngineNotRunning, IIIError, WorkerNotInstalled, leading_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
 
 def run(argv: Sequence[str]) -> int:
     """Run a command line and give its exit code; never raises but for what ends an interpreter."""
     state = State()
     try:
-        with interrupts():
+        with _interrupts():
             _prepare_standard_streams()
             return _run(list(argv), state)
     except typer.Exit as leaving:
@@ -37,6 +39,18 @@ def run(argv: Sequence[str]) -> int:
         return _usage(error)
     except (Exception, BaseExceptionGroup) as error:
         return _failure(error, state)
+
+
+@contextmanager
+def _interrupts() -> Generator[None]:
+    """In the block Ctrl-C is a `KeyboardInterrupt`, as there is something to clean up."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if before is leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _prepare_standard_streams() -> None:
