@@ -250,7 +250,12 @@ def _runtime_bases(environ: Mapping[str, str]) -> Iterator[Path]:
     for place in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
         if place and _is_ours(Path(place)):
             yield Path(place) / "iii"
-    yield Path(f"/tmp/iii-{uid}")  # noqa: S108 - make_private refuses it if somebody else made it
+    yield last_runtime_base()
+
+
+def last_runtime_base() -> Path:
+    """Where sockets of this user can be if nothing better is short enough: use it with `make_private`."""
+    return Path(f"/tmp/iii-{os.geteuid()}")  # noqa: S108 - make_private refuses it if somebody else made it
 
 
 def _is_ours(place: Path) -> bool:

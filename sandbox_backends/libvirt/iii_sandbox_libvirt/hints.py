@@ -14,6 +14,7 @@ _HINTS: Final = (
     ("virt type 'kvm'", "KVM does not work here: set `accelerator: auto` or `accelerator: tcg`"),
     ("failed to set MSR", "KVM does not work here: set `accelerator: auto` or `accelerator: tcg`"),
     ("access KVM kernel module", "KVM does not work here: set `accelerator: auto` or `accelerator: tcg`"),
+    (" too long", "libvirt's own folder has too long a name for sockets: set `connection: embed`"),
     ("loading elf kernel", "this is no kernel that QEMU boots; fetch one with: iii sandbox setup"),
     ("PVH", "this is no kernel that QEMU boots; fetch one with: iii sandbox setup"),
     ("Cannot allocate memory", "lower `memory` in the worker's sandbox settings, or stop something"),

@@ -4,6 +4,9 @@ An ordinary user's QEMU runs as that user, and opens the files where they are. R
 who can read neither root's home nor the private folders of the engine: so what a guest needs, and nothing else, is
 bind-mounted into a folder which that user can enter. The sandbox host's mount namespace is private, so these mounts
 end with it. A libvirt daemon does not see them: with one of those, the user must be let to the files themselves.
+
+Names are short, for libvirt adds much to them for its own sockets, whose paths have at most 107 bytes (unix(7)). Where
+the engine's runtime folder leaves no room for that, all is in the one that the engine itself falls back to.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import BackendUnavailable, SandboxError
+from iii_core.project.locate import SOCKET_PATH_LIMIT, last_runtime_base, make_private
 from iii_sandbox_libvirt import linux, mounts
 from iii_sandbox_libvirt.leases import lock, take_id
 from iii_sandbox_libvirt.users import User
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 
 KVM: Final = Path("/dev/kvm")
 ROOTS_FOLDER: Final = Path("/run/iii-vm")
-_LIBVIRT: Final = "libvirt"
+_LIBVIRT: Final = "lv"
+_LIBVIRTS_LONGEST: Final = len("/lib/qemu/domain-99999-") + 20 + len("/monitor.sock")
+"""What libvirt adds: the number of a guest, and the first 20 characters of its name (``virDomainDefGetShortName``)."""
 _IDS: Final = "ids"
 
 
@@ -113,7 +119,7 @@ class Places:
 
     def __init__(self, runtime_dir: Path, user: User | None, *, binds: bool, purpose: str) -> None:
         self._project = hashlib.sha256(os.fsencode(runtime_dir)).hexdigest()[:10]
-        self._top = runtime_dir / "vm" if user is None else ROOTS_FOLDER / self._project
+        self._top = _top_for(runtime_dir, self._project) if user is None else ROOTS_FOLDER / self._project
         self._purpose = purpose
         self._lease: int | None = None
         self.user: Final = user
@@ -170,6 +176,8 @@ class Places:
 
     def _make(self, folder: Path) -> None:
         """A private folder or, if QEMU has a user of its own, one that it can pass through."""
+        if self._top.parent == last_runtime_base():
+            _make_last_resort(self._top)
         for path in (self._top, folder):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.user is None:
@@ -216,6 +224,26 @@ class Places:
 
     def _bases(self) -> list[Path]:
         return [path for path in self._top.iterdir() if path.name != _LIBVIRT]
+
+
+def _top_for(runtime_dir: Path, project: str) -> Path:
+    """The folder of all drivers of an ordinary user's project."""
+    top = runtime_dir / "vm"
+    room = SOCKET_PATH_LIMIT - len(os.fsencode(top / _LIBVIRT))
+    return top if room >= _LIBVIRTS_LONGEST else last_runtime_base() / f"vm-{project}"
+
+
+def _make_last_resort(top: Path) -> None:
+    """Everybody may write where it is. Raises `BackendUnavailable` if somebody else was there first."""
+    try:
+        for folder in (top.parent, top):
+            make_private(folder)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"libvirt's sockets have no place: the engine's folder for sockets has too long a name, and {folder} "
+            f"cannot be used: {error.strerror}",
+            hint=f"set XDG_RUNTIME_DIR to a private folder with a shorter name, or remove {folder}",
+        ) from error
 
 
 def hide_kvm(places: Places) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
 
 
 @pytest.fixture
-def context(tmp_path: Path, kernel: Path) -> OpenContext:
-    (tmp_path / "run").mkdir(mode=0o700)
-    return OpenContext(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", home=HOME, environ=dict(os.environ))
+def context(tmp_path: Path, kernel: Path) -> Iterator[OpenContext]:
+    with tempfile.TemporaryDirectory(prefix="iii-") as run:  # short: it holds sockets
+        yield OpenContext(state_dir=tmp_path / "state", runtime_dir=Path(run), home=HOME, environ=dict(os.environ))
 
 
 @pytest.fixture

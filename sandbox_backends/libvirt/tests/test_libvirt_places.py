@@ -6,6 +6,8 @@ import json
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,25 @@ from .vmkit import HERE, python
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's QEMU has a user of its own")
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short name, as a runtime folder has."""
+    with tempfile.TemporaryDirectory(prefix="iii-") as folder:
+        yield Path(folder)
+
+
 def open_places(runtime_dir: Path) -> Places:
     places = Places(runtime_dir, None, binds=True, purpose="vm")
     places.open()
     return places
 
 
-def test_an_ordinary_users_files_are_where_they_are(tmp_path: Path) -> None:
-    places = open_places(tmp_path)
+def test_an_ordinary_users_files_are_where_they_are(short: Path) -> None:
+    places = open_places(short)
     place = places.make("box")
-    assert place.show("root", tmp_path / "image") == tmp_path / "image"
-    for folder in (place.folder, *place.folder.relative_to(tmp_path).parents[:-1]):
-        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+    assert place.show("root", short / "image") == short / "image"
+    for folder in (place.folder, *place.folder.relative_to(short).parents[:-1]):
+        assert stat.S_IMODE((short / folder).stat().st_mode) == 0o700
     with place.listen("link"), place.listen("console"):
         assert sorted(path.name for path in place.folder.iterdir()) == ["console", "link"]
     place.remove()
@@ -42,8 +51,8 @@ def test_an_ordinary_users_files_are_where_they_are(tmp_path: Path) -> None:
     places.close()
 
 
-def test_each_open_driver_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    first, second = open_places(tmp_path), open_places(tmp_path)
+def test_each_open_driver_has_a_folder_of_its_own(short: Path) -> None:
+    first, second = open_places(short), open_places(short)
     assert first.base != second.base
     assert first.domain("box") != second.domain("box")
     mine = second.make("box").folder
@@ -52,17 +61,71 @@ def test_each_open_driver_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert not first.is_abandoned(second.domain("box"))
     first.close()
     assert mine.exists()
-    third = open_places(tmp_path)
+    third = open_places(short)
     assert third.base == first.base
     second.close()
     third.close()
 
 
-def test_ids_of_any_length_make_short_paths(tmp_path: Path) -> None:
-    places = open_places(tmp_path)
+def test_ids_of_any_length_make_short_paths(short: Path) -> None:
+    places = open_places(short)
     lengths = {len(str(places.make(name).folder)) for name in ("a", "a" * 63, "a" * 62 + "b")}
     assert len(lengths) == 1
     places.close()
+
+
+def sockets_fit(places: Places) -> bool:
+    """Whether libvirt can make the socket of any guest, as it names it."""
+    name = places.domain("box")[:20]
+    return len(str(places.libvirt / f"lib/qemu/domain-99999-{name}" / "monitor.sock")) <= 107
+
+
+def test_libvirts_sockets_are_in_the_runtime_folder_of_a_session() -> None:
+    for user in (1000, 65533):
+        runtime = Path(f"/run/user/{user}/iii/0123456789ab/sandbox-host")
+        places = Places(runtime, None, binds=True, purpose="vm")
+        assert places.libvirt.is_relative_to(runtime)
+        assert sockets_fit(places)
+
+
+@pytest.fixture
+def last_resort(monkeypatch: pytest.MonkeyPatch, short: Path) -> Path:
+    """The folder that is used instead of a long one: one of this test."""
+    base = short / "u"
+    monkeypatch.setattr("iii_sandbox_libvirt.places.last_runtime_base", lambda: base)
+    return base
+
+
+LONGEST = 45
+"""Bytes of a sandbox host's runtime folder that leave room for libvirt's sockets."""
+
+
+@pytest.mark.parametrize("length", [LONGEST, LONGEST + 1, 108, 200])
+def test_a_long_runtime_folder_is_not_for_sockets(short: Path, last_resort: Path, length: int) -> None:
+    runtime = short / ("r" * (length - len(str(short)) - 1))
+    places = open_places(runtime)
+    with places.make("box").listen("console"):
+        assert places.write_qemu_conf().is_relative_to(runtime if length == LONGEST else last_resort)
+        assert sockets_fit(places)
+    assert runtime.exists() is (length == LONGEST)
+    for folder in (places.base, *places.base.relative_to(short).parents[:-2]):
+        assert stat.S_IMODE((short / folder).stat().st_mode) == 0o700
+    places.close()
+    assert not places.base.exists()
+
+
+def test_projects_share_no_folder_for_sockets(short: Path, last_resort: Path) -> None:
+    one, other = (open_places(short / (name * 100)) for name in "ab")
+    assert one.libvirt != other.libvirt
+    assert one.libvirt.parent.parent == other.libvirt.parent.parent == last_resort
+
+
+def test_no_folder_for_sockets_is_said_up_front(tmp_path: Path, last_resort: Path) -> None:
+    last_resort.symlink_to(tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"too long a name, and .*: not a folder") as caught:
+        open_places(tmp_path / ("r" * 100))
+    assert "XDG_RUNTIME_DIR" in (caught.value.hint or "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_qemu_conf_of_an_ordinary_user() -> None:

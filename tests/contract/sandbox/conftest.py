@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,9 +47,9 @@ def guest_kernel_home() -> Path:
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> OpenContext:
+def context(tmp_path: Path) -> Iterator[OpenContext]:
     """Private folders for a sandbox host."""
-    (tmp_path / "run").mkdir(mode=0o700)
-    return OpenContext(
-        state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", home=tmp_path / "home", environ=dict(os.environ)
-    )
+    with tempfile.TemporaryDirectory(prefix="iii-") as run:  # short: it holds sockets
+        yield OpenContext(
+            state_dir=tmp_path / "state", runtime_dir=Path(run), home=tmp_path / "home", environ=dict(os.environ)
+        )
