@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Final
 
 from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.project.locate import SOCKET_PATH_LIMIT, last_runtime_base, make_private
-from iii_sandbox_libvirt import linux, mounts
+from iii_core.sandbox import linux
+from iii_sandbox_libvirt import mounts
 from iii_sandbox_libvirt.leases import lock, take_id
 from iii_sandbox_libvirt.users import User
 
@@ -235,15 +236,15 @@ def _top_for(runtime_dir: Path, project: str) -> Path:
 
 def _make_last_resort(top: Path) -> None:
     """Everybody may write where it is. Raises `BackendUnavailable` if somebody else was there first."""
-    try:
-        for folder in (top.parent, top):
+    for folder in (top.parent, top):
+        try:
             make_private(folder)
-    except OSError as error:
-        raise BackendUnavailable(
-            f"libvirt's sockets have no place: the engine's folder for sockets has too long a name, and {folder} "
-            f"cannot be used: {error.strerror}",
-            hint=f"set XDG_RUNTIME_DIR to a private folder with a shorter name, or remove {folder}",
-        ) from error
+        except OSError as error:
+            raise BackendUnavailable(
+                f"libvirt's sockets have no place: the engine's folder for sockets has too long a name, and {folder} "
+                f"cannot be used: {error.strerror}",
+                hint=f"set XDG_RUNTIME_DIR to a private folder with a shorter name, or remove {folder}",
+            ) from error
 
 
 def hide_kvm(places: Places) -> None:
