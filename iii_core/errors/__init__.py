@@ -46,7 +46,8 @@
     │   ├── SandboxNotFound         W235
     │   ├── UnsupportedOperation    W236
     │   ├── SandboxHostDied         W237
-    │   └── SnapshotUnusable        W238
+    │   ├── SnapshotUnusable        W238
+    │   └── SandboxRefused          W239
     ├── LinkError                   W240
     │   └── LinkClosed              W241
     │       └── LinkSilent          W243
@@ -119,6 +120,7 @@ from iii_core.errors.sandbox import (
     SandboxError,
     SandboxHostDied,
     SandboxNotFound,
+    SandboxRefused,
     SnapshotUnusable,
     UnsupportedOperation,
 )
@@ -162,6 +164,7 @@ __all__ = [
     "SandboxError",
     "SandboxHostDied",
     "SandboxNotFound",
+    "SandboxRefused",
     "SnapshotUnusable",
     "SpawnError",
     "StartTimeout",

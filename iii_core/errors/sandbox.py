@@ -53,6 +53,12 @@ class SandboxHostDied(SandboxError):
     default_code = "W237"
 
 
+class SandboxRefused(SandboxError):
+    """What is asked of a sandbox cannot be had by any, or not of this one; trying again does not help."""
+
+    default_code = "W239"
+
+
 class SnapshotUnusable(SandboxError):
     """A saved state is damaged, or of another image, machine, kernel or version."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from iii_core.errors import ImageError, SandboxError
+from iii_core.errors import ImageError, SandboxError, SandboxRefused
 
 if TYPE_CHECKING:
     import socket
@@ -116,7 +116,7 @@ def check_spec(spec: SandboxSpec) -> None:
 
 
 def check_limits(limits: Limits) -> None:
-    """Raise `SandboxError` for limits outside the port's ranges."""
+    """Raise `SandboxRefused` for limits outside the port's ranges."""
     for name, value, least, most, unit in (
         ("cpus", limits.cpus, 0.1, 1024, ""),
         ("memory", limits.memory_mib, 16, 1 << 30, " (MiB)"),
@@ -124,7 +124,7 @@ def check_limits(limits: Limits) -> None:
         ("pids", limits.pids, 2, 1 << 22, ""),  # PID_MAX_LIMIT, Linux
     ):
         if value is not None and not least <= value <= most:  # so that NaN is refused too
-            raise SandboxError(
+            raise SandboxRefused(
                 f"a sandbox cannot have a limit of {name} {value:g}",
                 hint=f"{name} may be {least:g} to {most}{unit}",
                 details={"limit": name, "least": least, "most": most},

@@ -11,7 +11,7 @@ import posixpath
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from iii_core.errors import SandboxError
+from iii_core.errors import SandboxRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,13 +26,13 @@ _PRIVATE_NAME: Final = ".iii"
 
 
 def check_mounts(mounts: Sequence[Mount], private: Iterable[Path]) -> None:
-    """Raise `SandboxError` for a folder that may not be shown, or a place where none can be.
+    """Raise `SandboxRefused` for a folder that may not be shown, or a place where none can be.
 
     A source must be a folder that this user may read (and write, if asked for). It must not be, hold or lie below
     ``/proc``, ``/sys``, ``/dev``, a ``.iii`` folder or one of the ``private`` paths, wherever symbolic links lead.
     """
     if len(mounts) > MAX_MOUNTS:
-        raise SandboxError(f"{len(mounts)} mounts are too many", hint=f"at most {MAX_MOUNTS}")
+        raise SandboxRefused(f"{len(mounts)} mounts are too many", hint=f"at most {MAX_MOUNTS}")
     kept = [path.resolve() for path in (*map(Path, _KERNEL), *private)]
     for mount in mounts:
         _check_source(mount, kept)
@@ -44,7 +44,7 @@ def check_mounts(mounts: Sequence[Mount], private: Iterable[Path]) -> None:
 
 
 def resolved_source(mount: Mount) -> Path:
-    """Where the source really is. Raises `SandboxError` if it is not there."""
+    """Where the source really is. Raises `SandboxRefused` if it is not there."""
     try:
         return mount.source.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
@@ -78,5 +78,5 @@ def _related(one: PurePath, other: PurePath) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def _refused(path: str, why: str, hint: str) -> SandboxError:
-    return SandboxError(f"{path} cannot be mounted: {why}", hint=hint, details={"path": path})
+def _refused(path: str, why: str, hint: str) -> SandboxRefused:
+    return SandboxRefused(f"{path} cannot be mounted: {why}", hint=hint, details={"path": path})

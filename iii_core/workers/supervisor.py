@@ -21,6 +21,7 @@ from iii_core.errors import (
     ProcessSpawnError,
     RegistryUnreachable,
     SandboxDied,
+    SandboxRefused,
     StartTimeout,
     UnsupportedOperation,
     UsageError,
@@ -52,6 +53,7 @@ HOPELESS: Final = (
     PluginError,
     ProcessSpawnError,
     BackendUnavailable,
+    SandboxRefused,
     UnsupportedOperation,
     UsageError,  # what cannot be asked of the agent
 )

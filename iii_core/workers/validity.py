@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
-from iii_core.errors import ConfigError, SandboxError
+from iii_core.errors import ConfigError, SandboxRefused
 from iii_core.project.env import requested_url
 from iii_core.sandbox.launcher import check_limits
 from iii_core.sandbox.mounts import check_mounts
@@ -98,7 +98,7 @@ def check_worker_limits(spec: WorkerSpec, limits: Limits) -> None:
     """Raise `ConfigError` for limits that no sandbox can have."""
     try:
         check_limits(limits)
-    except SandboxError as error:
+    except SandboxRefused as error:
         raise ConfigError(
             f"{spec.declared_at}: worker {spec.name!r}: {error.message}",
             hint=f"{error.hint}; what the worker's 'sandbox' or 'resources' say wins over what its image asks for",
@@ -131,5 +131,5 @@ def _check_mounts(spec: WorkerSpec) -> None:
             )
     try:
         check_mounts(spec.mounts, ())
-    except SandboxError as error:
+    except SandboxRefused as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint, details=error.details) from None

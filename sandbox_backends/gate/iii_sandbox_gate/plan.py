@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from iii_core.errors import BackendUnavailable, SandboxError, UnsupportedOperation
+from iii_core.errors import BackendUnavailable, SandboxRefused, UnsupportedOperation
 from iii_core.sandbox.port import Capability
 from iii_sandbox_gate.addresses import NAMESERVER, NETWORK, UPLINK_NETWORK
 from iii_sandbox_gate.needs import find_lack, find_nft, find_slirp
@@ -51,7 +51,7 @@ def check_egress(egress: Egress, backend: str, environ: Mapping[str, str]) -> No
 
     Raises:
         UnsupportedOperation: IPv6, or this machine lacks what gates need.
-        SandboxError: networks or name servers that could not be reached.
+        SandboxRefused: networks or name servers that could not be reached.
     """
     lack = find_lack(environ)
     if lack is not None:
@@ -61,7 +61,7 @@ def check_egress(egress: Egress, backend: str, environ: Mapping[str, str]) -> No
             details={"backend": backend, "capability": Capability.EGRESS.value},
         )
     if len(egress.nameservers) > MOST_NAMESERVERS:
-        raise SandboxError(
+        raise SandboxRefused(
             f"{len(egress.nameservers)} name servers are more than programs ask",
             hint=f"name at most {MOST_NAMESERVERS} (resolv.conf(5))",
         )
@@ -74,12 +74,12 @@ def check_egress(egress: Egress, backend: str, environ: Mapping[str, str]) -> No
                 details={"backend": backend, "capability": Capability.EGRESS.value},
             )
         if network.overlaps(ipaddress.IPv4Network(NETWORK)):
-            raise SandboxError(
+            raise SandboxRefused(
                 f"{text} cannot be reached: sandboxes use {NETWORK} themselves, which is nobody's (RFC 5737)",
                 hint="leave it out",
             )
         if any(network.overlaps(closed) for closed in _UNREACHABLE):
-            raise SandboxError(
+            raise SandboxRefused(
                 f"{text} cannot be reached from a sandbox: loopback, link-local and multicast addresses stay closed",
                 hint="leave it out; without `nameservers`, this machine's own resolvers are asked",
             )
@@ -109,7 +109,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise SandboxError(f"{text!r} is no network or address ({error})", hint="such as 10.1.0.0/16") from None
+        raise SandboxRefused(f"{text!r} is no network or address ({error})", hint="such as 10.1.0.0/16") from None
 
 
 def plan_gate(egress: Egress, environ: Mapping[str, str], *, machine: bool = False) -> GatePlan:

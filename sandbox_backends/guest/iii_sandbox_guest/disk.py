@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from iii_core.errors import BackendUnavailable, SandboxError, StorageFull
+from iii_core.errors import BackendUnavailable, SandboxError, SandboxRefused, StorageFull
 
 MIN_SIZE: Final = 16 << 20
 MAKE_SECONDS: Final = 60.0
@@ -41,11 +41,11 @@ async def create_data_disk(path: Path, size: int) -> None:
     Give it to a machine as a virtio-blk disk with `iii_sandbox_guest.boot.DATA_SERIAL`, with ``discard=unmap`` where
     the VMM knows that: what is deleted inside is then given back to the host. It must never be in use twice at a time.
 
-    Either it is whole afterwards or as it was before, also when cancelled. Raises `SandboxError` for a size that is too
-    small, or smaller than that of the disk that is there, `StorageFull`, `BackendUnavailable` without e2fsprogs.
+    Either it is whole afterwards or as it was before, also when cancelled. Raises `SandboxRefused` for a size that is
+    too small, or smaller than that of the disk that is there, `StorageFull`, `BackendUnavailable` without e2fsprogs.
     """
     if size < MIN_SIZE:
-        raise SandboxError(
+        raise SandboxRefused(
             f"a sandbox's disk of {size} bytes is too small", hint=f"give it at least {MIN_SIZE >> 20} MiB"
         )
     if await trio.Path(path).is_file():
@@ -63,7 +63,7 @@ async def _fit(path: Path, size: int) -> None:
     """Let a disk grow; never cut off in the middle, and one that was (with the machine's power) is finished here."""
     has = await trio.to_thread.run_sync(_file_system_size, path)
     if has > size:
-        raise SandboxError(
+        raise SandboxRefused(
             f"the sandbox's disk {path} has {has >> 20} MiB, and cannot shrink to {size >> 20} MiB",
             hint=f"give the worker `disk: {has >> 20}Mi` or more, or remove and add it, which loses what it wrote",
         )

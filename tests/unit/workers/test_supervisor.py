@@ -12,11 +12,14 @@ import trio
 import trio.testing
 
 from iii_core.errors import (
+    IIIError,
     ImageNotFound,
     ProcessSpawnError,
     RegistryUnreachable,
+    SandboxRefused,
     StartTimeout,
     UnsetVariable,
+    UsageError,
     WorkerNotRunning,
 )
 from iii_core.sandbox.port import Phase as SandboxPhase
@@ -98,6 +101,15 @@ async def test_what_cannot_work_is_not_tried_again_until_somebody_says_so(tmp_pa
         bench.engine.see(True)
         await bench.supervisor.ready(10)
         assert bench.supervisor.as_json()["error"] is None
+
+
+@pytest.mark.parametrize("error", [SandboxRefused("a disk cannot shrink"), UsageError("no such thing")])
+async def test_what_no_sandbox_or_agent_can_be_asked_fails_at_once(tmp_path: Path, error: IIIError) -> None:
+    async with open_bench(tmp_path, run_on, run=False) as bench:
+        bench.images.error = error
+        bench.nursery.start_soon(bench.supervisor.run)
+        await bench.until(Phase.FAILED)
+        assert bench.supervisor.as_json()["error"]["code"] == error.code
 
 
 async def test_a_problem_of_the_declaration_fails_at_once(tmp_path: Path) -> None:
