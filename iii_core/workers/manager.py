@@ -14,6 +14,7 @@ from iii_core.project.edit import not_in_config
 from iii_core.workers.check import check_sandbox
 from iii_core.workers.install import WRITABLE_FOLDER, folders_of
 from iii_core.workers.live import CLEANUP_LIMIT
+from iii_core.workers.ports import open_ports
 from iii_core.workers.run import STOP_GRACE, RunPlaces
 from iii_core.workers.snapshots import SNAPSHOTS_FOLDER
 from iii_core.workers.spec import sandbox_id
@@ -89,7 +90,8 @@ class WorkerManager:
             if name not in self._workers:
                 self._add(spec)
             elif self._workers[name].supervisor.spec != spec:
-                self._workers[name].supervisor.replace(await self._checked(spec))
+                supervisor = self._workers[name].supervisor
+                supervisor.replace(await self._checked(spec, supervisor.spec))
             else:
                 self._workers[name].supervisor.keep()
         await self._end(gone)
@@ -123,12 +125,14 @@ class WorkerManager:
         except ConfigIoError as error:
             _log.warning("what is left of a removed worker stays: [%s] %s", error.code, error.message)
 
-    async def _checked(self, spec: WorkerSpec) -> WorkerSpec:
+    async def _checked(self, spec: WorkerSpec, old: WorkerSpec) -> WorkerSpec:
         """The spec, with a problem where it can never work here: a running worker must not end for that."""
         if spec.problem is None:
             try:
                 check_spec(spec, self._services.engine.port)
                 await check_sandbox(spec, self._services.sandboxes)
+                async with open_ports([port for port in spec.ports if port not in old.ports]):
+                    pass
             except (ConfigError, UnsupportedOperation, PluginMissing) as error:
                 return replace(spec, problem=error)
             except IIIError:  # of today, and no reason against the spec: its run will tell

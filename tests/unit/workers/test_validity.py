@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ NEVER: list[tuple[dict[str, Any], str]] = [
     ({"env": {"III_URL": "ws://evil/"}}, "III_URL (ws://evil) leads elsewhere"),
     ({"ports": (PublishedPort(host=ENGINE, guest=80),)}, "port 49134 of this machine is the engine's own"),
     ({"ports": (PublishedPort(host=42777, guest=ENGINE),)}, "port 49134 inside is the engine's"),
+    ({"ports": (PublishedPort(host=42777, guest=80, address="192.0.2.1"),)}, "cannot publish port 80 at 192.0.2.1"),
     (mounted("/nope"), "/nope is to be mounted, and is no folder"),
     (mounted("/usr", "/run/iii"), "/run/iii cannot be mounted"),
     (mounted("/usr", "/tmp"), "/tmp cannot be mounted"),
@@ -69,6 +71,20 @@ async def test_a_running_worker_goes_on_whatever_is_written(tmp_path: Path, chan
         facts = worker.as_json()
         assert (facts["status"], facts["restarts"], len(bench.starts)) == ("running", 0, 1)
         assert any(told in note for note in facts["notes"]), facts["notes"]
+        await manager.stop_all()
+
+
+async def test_a_port_that_is_taken_may_be_free_in_a_moment(tmp_path: Path) -> None:
+    async with open_bench(tmp_path, run_on, run=False) as bench:
+        manager = WorkerManager(bench.nursery, bench.services, project=tmp_path, state_dir=tmp_path)
+        await manager.apply({"w": spec_of()})
+        await bench.began(1)
+        worker = manager.get("w")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            ports = (PublishedPort(host=taken.getsockname()[1], guest=80),)
+            await manager.apply({"w": spec_of(ports=ports)})
+            await worker._until(lambda: worker.phase is Phase.RESTARTING)
+        await bench.began(2)
         await manager.stop_all()
 
 
