@@ -40,7 +40,7 @@ class World:
 
     def inside(self, *command: str | Path) -> list[str | Path]:
         """A command line that runs on the machine."""
-        return _enter(self.machine, *command)
+        return enter(self.machine, *command)
 
     def reached(self, where: str) -> list[str]:
         """What has arrived at the servers of ``machine`` or ``outside`` so far: ``tcp 10.9.9.9 8080``."""
@@ -57,9 +57,9 @@ class World:
 def open_world(folder: Path) -> Generator[World]:
     """Make the world, with its servers, for as long as the block lasts."""
     with ExitStack() as stack:
-        holders = [stack.enter_context(_holder()) for _ in range(2)]
+        holders = [stack.enter_context(open_namespaces()) for _ in range(2)]
         machine, outside = holders
-        _run(_enter(outside, "ip", "link", "add", "way", "type", "veth", "peer", "name", "way", "netns", str(machine)))
+        _run(enter(outside, "ip", "link", "add", "way", "type", "veth", "peer", "name", "way", "netns", str(machine)))
         own = {
             machine: (f"{MACHINE}/24", "fd00:9::2/64", f"{MACHINE_PRIVATE}/32"),
             outside: (
@@ -71,25 +71,26 @@ def open_world(folder: Path) -> Generator[World]:
         for holder, addresses in own.items():
             for address in addresses:
                 _run(
-                    _enter(
-                        holder, "ip", "address", "add", address, "dev", "way", *(["nodad"] if ":" in address else [])
-                    )
+                    enter(holder, "ip", "address", "add", address, "dev", "way", *(["nodad"] if ":" in address else []))
                 )
             for link in ("lo", "way"):
-                _run(_enter(holder, "ip", "link", "set", link, "up"))
-        _run(_enter(machine, "ip", "route", "add", "default", "via", GATEWAY))
+                _run(enter(holder, "ip", "link", "set", link, "up"))
+        _run(enter(machine, "ip", "route", "add", "default", "via", GATEWAY))
         resolv_conf = folder / "resolv.conf"
         resolv_conf.write_text("nameserver 127.0.0.53\n", encoding="ascii")
-        _run(_enter(machine, "mount", "--bind", resolv_conf, "/etc/resolv.conf"))
+        _run(enter(machine, "mount", "--bind", resolv_conf, "/etc/resolv.conf"))
         for name, holder in (("machine", machine), ("outside", outside)):
             (folder / name).touch()
-            stack.enter_context(_server(_enter(holder, sys.executable, __file__, name, folder / name)))
+            stack.enter_context(_server(enter(holder, sys.executable, __file__, name, folder / name)))
         yield World(machine, outside, folder)
 
 
 @contextmanager
-def _holder() -> Generator[int]:
-    """The process that a fresh network and mount namespace live by; they end with it, and it with us."""
+def open_namespaces() -> Generator[int]:
+    """The process that a fresh network and mount namespace live by; they end with it, and it with us.
+
+    They have no name that would have to be removed: `enter` them by the process.
+    """
     command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sh", "-c", "echo; exec sleep infinity"]
     with _server(command) as pid:
         yield pid
@@ -107,7 +108,8 @@ def _server(command: Sequence[str | Path]) -> Generator[int]:
             process.kill()
 
 
-def _enter(holder: int, *command: str | Path) -> list[str | Path]:
+def enter(holder: int, *command: str | Path) -> list[str | Path]:
+    """A command line that runs in the namespaces of `open_namespaces`, in their root folder."""
     return ["nsenter", f"--net=/proc/{holder}/ns/net", f"--mount=/proc/{holder}/ns/mnt", *command]
 
 

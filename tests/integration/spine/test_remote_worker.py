@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iiitools.sdks import SDKS, Sdk
+from iiitools.testnet import enter, open_namespaces
 
 if TYPE_CHECKING:
     from conftest import IIIProject
@@ -37,41 +38,25 @@ worker.shutdown()
 
 @dataclass(frozen=True)
 class TwoMachines:
-    """Names of two network namespaces."""
+    """Two machines, by the process that their namespaces live by."""
 
-    engine: str
-    worker: str
-
-    def run(self, where: str, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["ip", "netns", "exec", where, *command],
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=40,
-            check=False,
-        )
+    engine: int
+    worker: int
 
 
 @pytest.fixture
 def machines() -> Iterator[TwoMachines]:
-    made = TwoMachines(f"iii-engine-{os.getpid()}", f"iii-worker-{os.getpid()}")
+    with open_namespaces() as engine, open_namespaces() as worker:
 
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+        def ip(machine: int, *arguments: str) -> None:
+            subprocess.run([*enter(machine, "ip"), *arguments], check=True, capture_output=True, timeout=10)
 
-    try:
-        for name in (made.engine, made.worker):
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", made.engine, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", made.worker)
-        for name, device, address in ((made.engine, "v0", ENGINE), (made.worker, "v1", WORKER)):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", device)
-            ip("-n", name, "link", "set", device, "up")
-        yield made
-    finally:
-        for name in (made.engine, made.worker):
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=10)
+        ip(engine, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", str(worker))
+        for machine, device, address in ((engine, "v0", ENGINE), (worker, "v1", WORKER)):
+            ip(machine, "link", "set", "lo", "up")
+            ip(machine, "addr", "add", f"{address}/24", "dev", device)
+            ip(machine, "link", "set", device, "up")
+        yield TwoMachines(engine, worker)
 
 
 @pytest.fixture
@@ -83,10 +68,17 @@ def test_a_one_shot_worker_on_another_machine(machines: TwoMachines, project: II
     project.config.write_text(
         f"workers:\n- {{name: iii-worker-manager, config: {{host: {ENGINE}, port: {project.port}}}}}\n"
     )
-    project.wrapper = ["ip", "netns", "exec", machines.engine]
+    project.wrapper = ["nsenter", f"--net=/proc/{machines.engine}/ns/net"]  # it stays in the project's folder
     project.start()
     env = {"III_URL": f"ws://{ENGINE}:{project.port}", "OTEL_ENABLED": "false", "HOME": str(project.folder)}
-    done = machines.run(machines.worker, sdk.interpreter, "-c", ONE_SHOT, env=env)
+    done = subprocess.run(
+        enter(machines.worker, sdk.interpreter, "-c", ONE_SHOT),
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == WORKER
     deadline = time.monotonic() + 10
