@@ -6,26 +6,22 @@ the engine alone, which then closes the socket when it has stopped its workers.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 import trio
 
 from iii_core.host import PluginHost
 from iii_core.link.accept import raise_descriptor_limit
 from iii_core.records import SandboxBackend
+from iii_core.sandbox import linux
 from iii_core.sandbox.host_wire import MessageSocket
 from iii_core.sandbox.hostproc.reaper import reap_orphans
 from iii_core.sandbox.hostproc.server import serve
-
-_PR_SET_CHILD_SUBREAPER = 36
-_CLONE_NEWNS = 0x20000
-_MS_REC = 0x4000
-_MS_SLAVE = 0x80000
 
 
 async def _main(sock: socket.socket) -> None:
@@ -44,13 +40,14 @@ async def _end_on_signal(sock: socket.socket) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _keep_mounts_private(libc: ctypes.CDLL) -> None:
+def _keep_mounts_private() -> None:
     """What backends mount is seen by their sandboxes alone and ends with them (mount_namespaces(7)).
 
     Not being allowed to is no failure: a container's root may lack the right; its backends then cannot mount either.
     """
-    if libc.unshare(_CLONE_NEWNS) == 0:
-        libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+    with suppress(OSError):
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.keep_mounts_to_oneself()
 
 
 def main() -> None:
@@ -58,11 +55,9 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_descriptor_limit()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    linux.adopt_orphans()
     if os.geteuid() == 0:
-        _keep_mounts_private(libc)
+        _keep_mounts_private()
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         sock.set_inheritable(False)
         trio.run(_main, sock)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import iii_sandbox_gate
 import trio
 
-import iii_sandbox_bubblewrap
 from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.sandbox.background import open_background
+from iii_core.sandbox.bare_python import bare_python
 from iii_core.sandbox.host_processes import ProcessRecords, spawn
 from iii_sandbox_bubblewrap.keeper import wire
 from iii_sandbox_bubblewrap.remedies import namespace_remedy, remedy
@@ -26,13 +24,6 @@ if TYPE_CHECKING:
     from iii_core.records import OpenContext
     from iii_sandbox_bubblewrap.policy import Settings
 
-_BOOTSTRAP = (
-    "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); "
-    "from iii_sandbox_bubblewrap.keeper.service import main; main()"
-)
-_ROOTS = json.dumps(
-    [str(Path(package.__path__[0]).resolve().parent) for package in (iii_sandbox_bubblewrap, iii_sandbox_gate)]
-)
 _STARTUP_TIMEOUT = 15.0  # sooner than a boot, which may wait for it
 _END_TIMEOUT = 10.0
 
@@ -172,7 +163,12 @@ async def open_keeper(settings: Settings, context: OpenContext, on_event: OnEven
     with ours:
         with theirs:
             process = spawn(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOTS, str(theirs.fileno()), json.dumps(told)],
+                bare_python(
+                    "iii_sandbox_bubblewrap.keeper.service",
+                    str(theirs.fileno()),
+                    json.dumps(told),
+                    packages=("iii_sandbox_gate",),
+                ),
                 pass_fds=(theirs.fileno(),),
                 stderr=2,
                 env={"PATH": context.environ.get("PATH", os.defpath)},

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from iii_core.sandbox.bare_python import bare_python
 from iii_core.sandbox.host_processes import spawn
 from iii_core.sandbox.launcher import LaunchFailed
 
@@ -23,8 +22,6 @@ STARTUP_TIMEOUT: Final = 25.0
 """Seconds; its own steps are bounded, and say more."""
 END_TIMEOUT: Final = 5.0
 NOBODY: Final = (65534, 65534)
-_BOOTSTRAP: Final = "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_gate.service import main; main()"
-_ROOT: Final = str(Path(__file__).resolve().parent.parent)
 _MAX_MESSAGE: Final = 4096
 
 
@@ -80,7 +77,7 @@ async def start_machine_gate(
     with theirs:
         try:
             process = spawn(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOT, str(theirs.fileno()), told],
+                bare_python("iii_sandbox_gate.service", str(theirs.fileno()), told),
                 pass_fds=(theirs.fileno(),),
                 stderr=console,
                 env={"PATH": os.defpath},

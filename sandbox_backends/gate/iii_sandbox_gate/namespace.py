@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from iii_sandbox_gate import linux
+from iii_core.sandbox import linux
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

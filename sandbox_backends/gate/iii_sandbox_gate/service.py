@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from iii_sandbox_gate import linux
+from iii_core.sandbox import linux
 from iii_sandbox_gate.addresses import MACHINE_GATEWAY, MACHINE_PREFIX
 from iii_sandbox_gate.namespace import READY_TIMEOUT, enter_gate, uplink_argv
 from iii_sandbox_gate.pump import Pump, StreamBroken
@@ -182,11 +182,11 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Serve the driver on the socket that the command line names, with the plan beside it."""
-    control = socket.socket(fileno=int(sys.argv[2]))
+    control = socket.socket(fileno=int(sys.argv[-2]))
     control.set_inheritable(False)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        tap, uplink = make_gate(json.loads(sys.argv[3]))
+        tap, uplink = make_gate(json.loads(sys.argv[-1]))
     except OSError as error:
         with contextlib.suppress(ConnectionError):
             control.send(json.dumps({"error": str(error)}).encode())

@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Final
 
-from iii_sandbox_gate.linux import bring_up
+from iii_core.sandbox.linux import bring_up
 
 TUN: Final = "/dev/net/tun"
 _TUNSETIFF: Final = 0x400454CA

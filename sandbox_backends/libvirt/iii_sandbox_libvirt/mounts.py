@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from iii_core.errors import SandboxError
-from iii_sandbox_libvirt import linux
+from iii_core.sandbox import linux
 
 
 def have_own() -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 from iii_sandbox_guest.boot import GuestMount
 
-import iii_sandbox_libvirt
 from iii_core.errors import SandboxError
+from iii_core.sandbox.bare_python import bare_python
 from iii_core.sandbox.host_processes import spawn
 from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.launcher import LaunchFailed
@@ -33,10 +31,6 @@ if TYPE_CHECKING:
 SETUP_TIMEOUT: Final = 10.0
 FAREWELL: Final = 1.0
 _KILL_TIMEOUT: Final = 5.0
-_BOOTSTRAP: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from iii_sandbox_libvirt.shareserver import main; main()"
-)
-_ROOT: Final = str(Path(iii_sandbox_libvirt.__path__[0]).resolve().parent)
 
 
 def tag_of(number: int) -> str:
@@ -87,7 +81,7 @@ class Shares:
                         "status": theirs,
                     }
                     server = spawn(
-                        [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _ROOT, json.dumps(plan)],
+                        bare_python("iii_sandbox_libvirt.shareserver", json.dumps(plan)),
                         pass_fds=(listener.fileno(), theirs),
                         stderr=stderr,
                         env={},

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from iii_sandbox_libvirt import linux
+from iii_core.sandbox import linux
 
 STAGE: Final = "/tmp"  # noqa: S108 - in this process's own mount namespace, covered with a tmpfs of its own
 SHOWN: Final = f"{STAGE}/shown"
@@ -54,7 +54,7 @@ def _argv(plan: dict[str, Any]) -> list[str]:
 
 def _set_up(source: str, writable: bool, first_id: int) -> None:
     linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    linux.keep_mounts_to_oneself()
     _show(source, writable)
     _allow_files()
     _become_nobody(first_id)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from iii_sandbox_gate.namespace import enter_gate
 
-from iii_sandbox_bubblewrap.keeper import linux
+from iii_core.sandbox import linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iii_sandbox_bubblewrap.keeper import linux
+from iii_core.sandbox import linux
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from iii_sandbox_bubblewrap.keeper import linux
+from iii_core.sandbox import linux
 from iii_sandbox_bubblewrap.keeper.identity import RANGE, IdMap, contiguous, namespace_fd
 
 _MOUNT_TIMEOUT = 10.0

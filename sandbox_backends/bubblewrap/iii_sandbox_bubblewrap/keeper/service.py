@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from iii_sandbox_gate.namespace import READY_TIMEOUT
 
-from iii_sandbox_bubblewrap.keeper import linux, wire
+from iii_core.sandbox import linux
+from iii_sandbox_bubblewrap.keeper import wire
 from iii_sandbox_bubblewrap.keeper.boot import BootPlan, Gate, become_bwrap
 from iii_sandbox_bubblewrap.keeper.identity import (
     RANGE,
@@ -356,7 +357,7 @@ def enter_namespaces(settings: dict[str, Any]) -> tuple[IdMap, bool]:
         uids, gids = settings["subuid"], settings["subgid"]
         idmap = enter_own_namespace(tuple(uids) if uids else None, tuple(gids) if gids else None)
         linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    linux.keep_mounts_to_oneself()
     for device in filter(os.path.exists, DEVICES):
         linux.mount(device, device, None, linux.MS_BIND)
         linux.remount_read_only(device)
@@ -368,7 +369,7 @@ def become_init() -> None:
     linux.unshare(linux.CLONE_NEWPID)
     pid = os.fork()
     if pid == 0:
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # came it too late, the driver would still end us
+        linux.end_with_parent(signal.SIGKILL)  # came it too late, the driver would still end us
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         return
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the driver must see the socket close when the child ends
@@ -378,13 +379,13 @@ def become_init() -> None:
 
 def main() -> None:
     """Serve the driver on the socket that the command line names, with the settings beside it."""
-    sock = socket.socket(fileno=int(sys.argv[2]))
+    sock = socket.socket(fileno=int(sys.argv[-2]))
     sock.set_inheritable(False)
-    settings = json.loads(sys.argv[3])
+    settings = json.loads(sys.argv[-1])
     parent = os.getppid()
     try:
         idmap, privileged = enter_namespaces(settings)
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.end_with_parent(signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             return
         become_init()
