@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from iii_core import __version__
-from iii_core.cli import main as main_module
+from iii_core.cli import program
 from iii_core.cli.output import printable
 from iii_core.errors import ConfigError, ConsentRequired
 
@@ -191,7 +191,7 @@ class TestErrors:
             def fail(argv: list[str], state: Any) -> int:
                 raise error
 
-            monkeypatch.setattr(main_module, "_run", fail)
+            monkeypatch.setattr(program, "_run", fail)
 
         return install
 
@@ -213,14 +213,14 @@ class TestErrors:
         self, failing: Any, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str
     ) -> None:
         failing(error)
-        assert main_module.run([]) == code
+        assert program.run([]) == code
         assert capsys.readouterr().err == text
 
     def test_the_unexpected_shows_no_traceback_and_no_content(
         self, failing: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
         failing(ValueError(f"token={SECRET}"))
-        assert main_module.run([]) == 1
+        assert program.run([]) == 1
         shown = capsys.readouterr().err
         assert shown == "error: [W900] internal error (ValueError)\nhint: run 'iii --debug …' to see where\n"
 
@@ -365,6 +365,15 @@ class TestOutput:
         assert process.returncode == 141
 
 
+AT_THE_END = """
+import os, signal, sys
+
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+        kill(pid, number)
+
+sys.last = Last()
+"""
 IMPORTED = """
 import os, signal
 os.kill(os.getpid(), signal.SIGINT)
@@ -392,3 +401,10 @@ class TestInterruptsWhileTheProgramIsImported:
             signal.signal(signal.SIGINT, ignored)
         assert done.code == 1
         assert "ImportError: still here" in done.err
+
+    def test_change_no_exit_code_while_the_interpreter_ends(self, iii: Any) -> None:
+        site = iii.root / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(AT_THE_END)
+        done = iii("--version", env={"PYTHONPATH": str(site)})
+        assert (done.code, done.err) == (0, "")

@@ -26,6 +26,7 @@ from iii_core.project.locate import (
     SOCKET_PATH_LIMIT,
     Project,
     control_socket,
+    last_runtime_base,
     locate_project,
     process_start_time,
     read_record,
@@ -80,6 +81,14 @@ class TestRuntimeFolder:
         yield folder
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
+    @pytest.fixture(autouse=True)
+    def last(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """The last resort: one that is removed."""
+        folder = Path(f"/tmp/iii-rt-{os.getpid()}-last")
+        monkeypatch.setattr("iii_core.project.locate.last_runtime_base", lambda: folder)
+        yield folder
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
     def at(self, tmp_path: Path, runtime: Path | str) -> Path:
         return runtime_dir(locate_project(cwd=tmp_path, environ={"XDG_RUNTIME_DIR": str(runtime)}))
 
@@ -97,6 +106,9 @@ class TestRuntimeFolder:
     def test_an_open_one_is_closed(self, tmp_path: Path, base: Path) -> None:
         (base / "iii").mkdir(mode=0o755)
         assert stat.S_IMODE(self.at(tmp_path, base).parent.stat().st_mode) == 0o700
+
+    def test_the_last_resort_is_the_users_own(self) -> None:
+        assert last_runtime_base() == Path(f"/tmp/iii-{os.geteuid()}")
 
     def test_places_that_will_not_do(self, tmp_path: Path, base: Path) -> None:
         fallback = self.at(tmp_path, "/nonexistent")

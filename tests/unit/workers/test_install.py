@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +51,10 @@ def image(*env: tuple[str, str], hints: ImageHints | None = None) -> Image:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    environ = {"SECRET_TOKEN": SECRET, "XDG_RUNTIME_DIR": str(tmp_path)}
-    return Project(config_path=tmp_path / "config.yaml", home=tmp_path / "home", environ=environ)
+def project(tmp_path: Path) -> Iterator[Project]:
+    with tempfile.TemporaryDirectory(prefix="iii-") as runtime:  # short: it is for sockets
+        environ = {"SECRET_TOKEN": SECRET, "XDG_RUNTIME_DIR": runtime}
+        yield Project(config_path=tmp_path / "config.yaml", home=tmp_path / "home", environ=environ)
 
 
 async def add(project: Project, found: Image, source: str = "oci:w:1", *, force: bool = False) -> Installed:
