@@ -76,8 +76,7 @@ async def test_output_and_log_go_on(tmp_path: Path) -> None:
         async def __call__(self, process: MemoryProcess) -> int | None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.talk, process)
-                code = await super().__call__(process)
-            return code
+                return await super().__call__(process)
 
         async def talk(self, process: MemoryProcess) -> None:
             for number in range(200):
