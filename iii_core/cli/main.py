@@ -5,6 +5,7 @@ Ctrl-C in that time must end it as quietly as at any other. So this module impor
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from importlib import import_module
@@ -21,6 +22,8 @@ def main() -> NoReturn:
     signal = import_module("_signal")  # the part in C; the one in Python is slow to import, and made for reading
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it ignored
         signal.signal(signal.SIGINT, leave)
+        # While the interpreter ends it would undo this, and the next Ctrl-C would take the place of the exit code.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     from iii_core.cli.program import run
 
     sys.exit(run(sys.argv[1:]))
