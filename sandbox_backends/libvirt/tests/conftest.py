@@ -14,7 +14,7 @@ import pytest
 from iii_core.records import OpenContext
 from iii_core.sandbox.port import RootImage
 
-from .vmkit import HOME, TOOLS, Bench, fetched_kernel
+from .vmkit import HOME, TOOLS, Bench, fetched_kernel, forget
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
 def context(tmp_path: Path, kernel: Path) -> Iterator[OpenContext]:
     with tempfile.TemporaryDirectory(prefix="iii-") as run:  # short: it holds sockets
         yield OpenContext(state_dir=tmp_path / "state", runtime_dir=Path(run), home=HOME, environ=dict(os.environ))
+        forget(Path(run))
+        forget(tmp_path / "run")  # of hosts that are programs of their own
 
 
 @pytest.fixture

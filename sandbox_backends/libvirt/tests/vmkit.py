@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import trio
 from iii_sandbox_guest import fetch_kernel
 
+from iii_core.project.locate import last_runtime_base
 from iii_core.records import OpenContext
 from iii_core.sandbox.agent import Agent, AgentTimeouts, open_agent
 from iii_core.sandbox.hostclient import open_sandbox_host
@@ -54,6 +56,17 @@ def status_of(pid: int) -> dict[str, str]:
 
 def cmdline_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+def name_of(runtime_dir: Path) -> str:
+    """The name that the drivers of a sandbox host have for it."""
+    return hashlib.sha256(os.fsencode(runtime_dir)).hexdigest()[:10]
+
+
+def forget(runtime_dir: Path) -> None:
+    """Remove what killed hosts have left for their successors, of which there will be none."""
+    for folder in (ROOTS / name_of(runtime_dir), last_runtime_base() / f"vm-{name_of(runtime_dir)}"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -106,7 +119,7 @@ class Bench:
 
     def projects(self) -> set[str]:
         """Names of this bench's folders in `ROOTS`."""
-        return {hashlib.sha256(os.fsencode(self.context.runtime_dir)).hexdigest()[:10]}
+        return {name_of(self.context.runtime_dir)}
 
     @contextmanager
     def nothing_remains(self) -> Iterator[None]:
