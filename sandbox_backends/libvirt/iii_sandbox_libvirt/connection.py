@@ -14,7 +14,7 @@ from iii_core.errors import BackendUnavailable, SandboxError
 from iii_core.link.nursery import open_service_nursery
 from iii_sandbox_libvirt.api import Library, load
 from iii_sandbox_libvirt.eventloop import run_event_loop
-from iii_sandbox_libvirt.hints import hint_for
+from iii_sandbox_libvirt.hints import TOO_LONG, hint_for
 from iii_sandbox_libvirt.zombies import THREAD, Zombies
 
 if TYPE_CHECKING:
@@ -176,9 +176,8 @@ def translated(library: Library, error: Exception) -> SandboxError:
     message = getattr(error, "get_error_message", lambda: str(error))() or str(error)
     if code == library.VIR_ERR_NO_DOMAIN:
         return _Gone(f"libvirt: {message}")
-    return SandboxError(
-        f"libvirt: {message}", hint=hint_for(message), details={"backend": "libvirt", "libvirt_code": code}
-    )
+    kind = BackendUnavailable if TOO_LONG in message else SandboxError  # the first will be so the next time too
+    return kind(f"libvirt: {message}", hint=hint_for(message), details={"backend": "libvirt", "libvirt_code": code})
 
 
 @asynccontextmanager

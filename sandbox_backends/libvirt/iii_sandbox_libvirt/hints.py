@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+TOO_LONG: Final = "monitor.sock' too long"
+"""Of the folder of somebody else's libvirt; that of an embedded one is short enough."""
 _HINTS: Final = (
     ("Invalid parameter 'stream'", "sandboxes with network access need QEMU 7.2 or later: update it"),
     ("Failed to parse user", "apt install libvirt-daemon-system, which makes QEMU's user"),
@@ -14,7 +16,7 @@ _HINTS: Final = (
     ("virt type 'kvm'", "KVM does not work here: set `accelerator: auto` or `accelerator: tcg`"),
     ("failed to set MSR", "KVM does not work here: set `accelerator: auto` or `accelerator: tcg`"),
     ("access KVM kernel module", "KVM does not work here: set `accelerator: auto` or `accelerator: tcg`"),
-    (" too long", "libvirt's own folder has too long a name for sockets: set `connection: embed`"),
+    (TOO_LONG, "libvirt's own folder has too long a name for sockets: set `connection: embed`"),
     ("loading elf kernel", "this is no kernel that QEMU boots; fetch one with: iii sandbox setup"),
     ("PVH", "this is no kernel that QEMU boots; fetch one with: iii sandbox setup"),
     ("Cannot allocate memory", "lower `memory` in the worker's sandbox settings, or stop something"),

@@ -58,7 +58,7 @@ async def boot_one(home: Path, image: Path, folder: Path) -> None:
 def look_at(pid: int | None) -> dict[str, Any]:
     """What QEMU was told, and what libvirt noted of its domains."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    noted = "".join(path.read_text() for path in Path("/run/iii-vm").glob("*/libvirt/run/qemu/*.xml"))
+    noted = "".join(path.read_text() for path in Path("/run/iii-vm").glob("*/lv/run/qemu/*.xml"))
     return {"accelerator": words[words.index("-accel") + 1], "type": re.findall(r"<domain type='(\w+)'", noted)}
 
 

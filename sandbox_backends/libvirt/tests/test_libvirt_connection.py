@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from iii_sandbox_libvirt.connection import open_connection
+from iii_sandbox_libvirt.api import load
+from iii_sandbox_libvirt.connection import open_connection, translated
 
 from iii_core.errors import BackendUnavailable, SandboxError
 
@@ -54,6 +55,14 @@ async def test_bad_xml(xml: str) -> None:
         assert caught.value.details["backend"] == "libvirt"
         assert isinstance(caught.value.details["libvirt_code"], int)
         assert await connection.names() == before
+
+
+def test_what_no_new_try_can_help_is_the_backends_fault() -> None:
+    library = load()
+    long = translated(library, library.libvirtError("UNIX socket path '/home/u/…/domain-1-x/monitor.sock' too long"))
+    assert isinstance(long, BackendUnavailable)
+    assert "connection: embed" in (long.hint or "")
+    assert type(translated(library, library.libvirtError("Cannot allocate memory"))) is SandboxError
 
 
 async def test_opened_again_and_again() -> None:

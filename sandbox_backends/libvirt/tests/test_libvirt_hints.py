@@ -16,6 +16,7 @@ from iii_sandbox_libvirt.hints import GENERAL, hint_for
         ("libvirt: internal error: … qemu-system-x86_64: Error while loading elf kernel", "iii sandbox setup"),
         ("libvirt: … cannot set up guest memory 'pc.ram': Cannot allocate memory", "lower `memory`"),
         ("libvirt: … Could not open '/x': Permission denied", "connection: embed"),
+        ("libvirt: internal error: UNIX socket path '/h/.config/…/monitor.sock' too long", "connection: embed"),
         ("libvirt: something new", GENERAL),
         ("", GENERAL),
     ],

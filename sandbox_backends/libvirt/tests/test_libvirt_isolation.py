@@ -68,7 +68,7 @@ async def test_two_guests_qemus_are_two_users(bench: Bench) -> None:
 def look_at_monitors(bench: Bench, pid: int, users: list[int]) -> None:
     """Whoever speaks to a QEMU's monitor can have it do anything."""
     (project,) = bench.projects()
-    monitors = sorted((ROOTS / project / "libvirt").rglob("monitor.sock"))
+    monitors = sorted((ROOTS / project / "lv").rglob("monitor.sock"))
     assert len(monitors) == 2
     assert not [path for path in monitors for user in users if may(user, pid, "-w", path)]
     assert may(users[0], pid, "-w", place_of(pid) / "link"), "or else this proves nothing"
