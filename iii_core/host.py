@@ -142,9 +142,7 @@ class PluginHost:
             for record in records:
                 if not isinstance(record, kind):
                     raise PluginError(f"{implementation.function.__name__} yielded {record!r}, not a {kind.__name__}")
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin's own fault must not end the program, not even sys.exit()
+        except (Exception, SystemExit) as error:  # a plugin's own fault must not end the program, not even sys.exit()
             self._fail(implementation.plugin_name, error)
             return []
         return [Declared(record=record, plugin=info) for record in records if isinstance(record, kind)]
@@ -166,9 +164,7 @@ class PluginHost:
         self._plugins[_key(info)] = info
         try:
             self._admit(entry.load(), info)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a broken plugin does at import is its own fault
+        except (Exception, SystemExit) as error:  # whatever a broken plugin does at import is its own fault
             self._fail(_key(info), error)
 
     def _admit(self, plugin: object, info: PluginInfo) -> None:
@@ -226,9 +222,7 @@ def _words(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         return f"{kind}: {error}"
-    except KeyboardInterrupt:
-        raise
-    except BaseException as another:
+    except (Exception, SystemExit) as another:
         return f"{kind} (its text cannot be had: {type(another).__name__})"
 
 

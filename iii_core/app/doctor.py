@@ -74,13 +74,13 @@ async def _verdict(check: Check, context: OpenContext, timeout: float) -> CheckR
     try:
         with trio.move_on_after(timeout):
             return _understood(await check.run(context))
-    except BaseException as error:  # whatever is wrong with a check is a row, never the end of the others
-        if _ends_all(error):
+    except BaseException as error:  # noqa: ASYNC103 - whatever is wrong with a check is a row, not the others' end
+        if _ends_all(error):  # cancellation too
             raise
         leader = leading_error(error)
         if isinstance(leader, IIIError):
-            return _failed(f"[{leader.code}] {leader.message}", leader.hint)
-        return _failed(f"the check itself is broken: {type(leader).__name__}{_place(leader)}")
+            return _failed(f"[{leader.code}] {leader.message}", leader.hint)  # noqa: ASYNC104
+        return _failed(f"the check itself is broken: {type(leader).__name__}{_place(leader)}")  # noqa: ASYNC104
     return _failed(f"no answer within {timeout:g} s")
 
 

@@ -31,9 +31,12 @@ class Ports:
     def __init__(self, listeners: Sequence[tuple[PublishedPort, trio.SocketListener]]) -> None:
         self._listeners = listeners
         self._slots = trio.Semaphore(MAX_CONNECTIONS)
+        self._unreached: set[PublishedPort] = set()
 
     async def serve(self, agent: Agent, note: Callable[[str], None]) -> None:
-        """Connect whoever comes, until cancelled or the link ends. ``note`` is told of what cannot be connected."""
+        """Connect whoever comes, until cancelled or the link ends. ``note`` is told of a port that nobody
+        can be connected to, until somebody was.
+        """
         async with trio.open_nursery() as nursery:
             for port, listener in self._listeners:
                 acceptor = Acceptor(listener, name=f"published port {port.host}", slots=self._slots)
@@ -48,8 +51,11 @@ class Ports:
             with trio.fail_after(CONNECT_TIMEOUT):
                 inside = await agent.dial(port.guest)
         except (ConnectionRefusedError, UnsupportedOperation, LinkError, trio.TooSlowError) as error:
-            note(f"port {port.host}: nobody was reached at port {port.guest} inside ({error})")
+            if port not in self._unreached:  # once, or whoever connects could fill the log
+                note(f"port {port.host}: nobody was reached at port {port.guest} inside ({error})")
+                self._unreached.add(port)
             return
+        self._unreached.discard(port)
         async with inside:
             await join(client, inside)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -28,8 +29,14 @@ _OPTIONS: Final = (
 )
 """Holes read as zeros, so nothing but what is not zero is written."""
 _E2FSCK_GOOD: Final = frozenset({0, 1})  # 1: it repaired something, such as a journal that was to be replayed
-_SUPERBLOCK: Final = 1024
-_SUPERBLOCK_FIELDS: Final = struct.Struct("<4xI16xI28xH")  # s_blocks_count_lo, s_log_block_size, s_magic
+_SUPERBLOCK: Final = 1024  # where it is
+_SUPERBLOCK_SIZE: Final = 1024
+_SUPERBLOCK_FIELDS: Final = struct.Struct("<4xI16xI28xH38xI")
+"""s_blocks_count_lo, s_log_block_size, s_magic, s_feature_incompat"""
+_BLOCKS_HIGH: Final = struct.Struct("<I")
+_BLOCKS_HIGH_AT: Final = 0x150
+_INCOMPAT_64BIT: Final = 0x80
+_LARGEST_LOG_BLOCK_SIZE: Final = 6  # 64 KiB
 _EXT4_MAGIC: Final = 0xEF53
 
 
@@ -51,12 +58,9 @@ async def create_data_disk(path: Path, size: int) -> None:
     if await trio.Path(path).is_file():
         await _fit(path, size)
         return
-    try:
-        with _temporary_file(path, size) as fresh:
-            await _run("mke2fs", *_OPTIONS, str(fresh), what=f"make the sandbox's disk {path}")
-            await trio.to_thread.run_sync(_publish, fresh, path)
-    except OSError as error:
-        raise StorageFull(f"the sandbox's disk {path} cannot be made: {error.strerror}") from error
+    with _outcome(f"the sandbox's disk {path} cannot be made"), _temporary_file(path, size) as fresh:
+        await _run("mke2fs", *_OPTIONS, str(fresh), what=f"make the sandbox's disk {path}")
+        await trio.to_thread.run_sync(_publish, fresh, path)
 
 
 async def _fit(path: Path, size: int) -> None:
@@ -67,26 +71,44 @@ async def _fit(path: Path, size: int) -> None:
             f"the sandbox's disk {path} has {has >> 20} MiB, and cannot shrink to {size >> 20} MiB",
             hint=f"give the worker `disk: {has >> 20}Mi` or more, or remove and add it, which loses what it wrote",
         )
-    if has == size:
-        return
     what = f"let the sandbox's disk {path} grow"
-    with trio.CancelScope(shield=True):
-        os.truncate(path, size)
-        await _run("e2fsck", "-f", "-p", str(path), what=what, good=_E2FSCK_GOOD)
-        await _run("resize2fs", str(path), what=what)
+    with _outcome(f"the sandbox's disk {path} cannot grow to {size >> 20} MiB"), trio.CancelScope(shield=True):
+        try:
+            os.truncate(path, size)  # also where only the file grew
+            if has < size:
+                await _run("e2fsck", "-f", "-p", str(path), what=what, good=_E2FSCK_GOOD)
+                await _run("resize2fs", str(path), what=what)
+        finally:
+            os.truncate(path, _file_system_size(path))
+
+
+@contextmanager
+def _outcome(failure: str) -> Generator[None]:
+    """What the operating system says, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise SandboxRefused(
+                f"{failure}: {error.strerror}", hint="the file system of the project's folder cannot hold such a file"
+            ) from error
+        raise StorageFull(f"{failure}: {error.strerror}") from error
 
 
 def _file_system_size(path: Path) -> int:
-    """In bytes, as the superblock says (https://docs.kernel.org/filesystems/ext4/super.html)."""
+    """In bytes, as the superblock says (https://docs.kernel.org/filesystems/ext4/super.html).
+
+    What it says may be a guest's doing.
+    """
     with path.open("rb") as file:
         file.seek(_SUPERBLOCK)
-        superblock = file.read(_SUPERBLOCK_FIELDS.size)
-    if len(superblock) < _SUPERBLOCK_FIELDS.size:
-        raise SandboxError(f"the sandbox's disk {path} is damaged", hint="remove the worker and add it again")
-    blocks, log_block_size, magic = _SUPERBLOCK_FIELDS.unpack(superblock)
-    if magic != _EXT4_MAGIC:
-        raise SandboxError(f"the sandbox's disk {path} is damaged", hint="remove the worker and add it again")
-    return int(blocks) << (10 + int(log_block_size))
+        superblock = file.read(_SUPERBLOCK_SIZE)
+    if len(superblock) == _SUPERBLOCK_SIZE:
+        low, log_block_size, magic, incompatible = _SUPERBLOCK_FIELDS.unpack_from(superblock)
+        (high,) = _BLOCKS_HIGH.unpack_from(superblock, _BLOCKS_HIGH_AT) if incompatible & _INCOMPAT_64BIT else (0,)
+        if magic == _EXT4_MAGIC and log_block_size <= _LARGEST_LOG_BLOCK_SIZE:
+            return int((high << 32 | low) << (10 + log_block_size))
+    raise SandboxError(f"the sandbox's disk {path} is damaged", hint="remove the worker and add it again")
 
 
 @contextmanager

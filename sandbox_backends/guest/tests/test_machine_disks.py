@@ -16,7 +16,7 @@ from iii_sandbox_guest.boot import GuestMount, render_cmdline
 from iii_sandbox_guest.initramfs import render_initramfs
 from iii_sandbox_guest.modules import resolve_modules
 
-from iii_core.errors import SandboxError
+from iii_core.errors import SandboxError, SandboxRefused
 from iii_core.sandbox.agent import Agent
 
 from .agentkit import run as run_program
@@ -104,6 +104,28 @@ async def test_what_is_no_disk_is_said_to_be_damaged(tmp_path: Path) -> None:
         with pytest.raises(SandboxError, match="is damaged"):
             await create_data_disk(tmp_path / "disk", 64 << 20)
         assert (tmp_path / "disk").read_bytes() == content
+
+
+async def test_a_growth_that_fails_leaves_the_size(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    await create_data_disk(disk, 256 << 20)
+    with pytest.raises(SandboxError, match=r"cannot (let|grow)"):
+        await create_data_disk(disk, 4 << 40)  # more than a file system can come to that began so small
+    assert disk.stat().st_size == 256 << 20
+    with pytest.raises(SandboxRefused, match="cannot grow to"):
+        await create_data_disk(disk, 1 << 62)
+    assert disk.stat().st_size == 256 << 20
+    await create_data_disk(disk, 256 << 20)
+
+
+async def test_a_superblock_of_nonsense_is_damage(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    await create_data_disk(disk, 32 << 20)
+    with disk.open("r+b") as file:
+        file.seek(1048)
+        file.write(b"\xff" * 4)
+    with pytest.raises(SandboxError, match="is damaged"):
+        await create_data_disk(disk, 32 << 20)
 
 
 async def debugfs(disk: Path, command: str) -> str:

@@ -101,6 +101,6 @@ async def test_what_fails_is_told_to_who_waits_and_so_is_the_end_of_everything()
             await finish_in(scope_of, trio.sleep_forever)
 
     async with trio.open_nursery() as outer, trio.open_nursery() as scope_of:
-        outer.start_soon(ask, scope_of.cancel_scope)
+        outer.start_soon(ask, scope_of.cancel_scope)  # noqa: ASYNC111 - it is to outlive that nursery
         await trio.testing.wait_all_tasks_blocked()
         scope_of.cancel_scope.cancel()

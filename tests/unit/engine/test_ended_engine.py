@@ -71,7 +71,7 @@ async def test_who_waits_is_told() -> None:
             engine.client("mine").register_function("a::forever", never)
             caller = engine.client("caller")
             nursery.start_soon(wait, partial(caller.trigger, "a::forever"))
-            nursery.start_soon(wait, partial(engine.wait_for_worker, lambda _: False))
+            nursery.start_soon(wait, partial(engine.wait_for_worker, lambda _: False))  # noqa: ASYNC111 - to outlive it
             await trio.testing.wait_all_tasks_blocked()
     assert sorted(told) == ["W201", "invocation_stopped"]
 

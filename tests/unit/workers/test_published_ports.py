@@ -94,7 +94,8 @@ async def test_one_that_leaves_is_seen_inside() -> None:
             await left.wait()
 
 
-async def test_nobody_inside_is_the_end_of_the_connection_and_noted() -> None:
+async def test_nobody_inside_is_the_end_of_the_connection_and_noted_once() -> None:
+    """Whoever may connect could fill the worker's log otherwise."""
     notes: list[str] = []
     port = free_port()
     with trio.fail_after(10):
@@ -104,7 +105,7 @@ async def test_nobody_inside_is_the_end_of_the_connection_and_noted() -> None:
                 async with await trio.open_tcp_stream("127.0.0.1", port) as client:
                     assert await client.receive_some() == b""
             nursery.cancel_scope.cancel()
-    assert notes == [f"port {port}: nobody was reached at port 81 inside (port 81 in the sandbox: nobody is there)"] * 2
+    assert notes == [f"port {port}: nobody was reached at port 81 inside (port 81 in the sandbox: nobody is there)"]
 
 
 async def test_connections_are_bounded_and_wait(monkeypatch: pytest.MonkeyPatch) -> None:

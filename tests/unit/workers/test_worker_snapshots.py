@@ -76,7 +76,8 @@ async def test_output_and_log_go_on(tmp_path: Path) -> None:
         async def __call__(self, process: MemoryProcess) -> int | None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.talk, process)
-                return await super().__call__(process)
+                status = await super().__call__(process)
+            return status  # noqa: RET504 - not inside the nursery's block
 
         async def talk(self, process: MemoryProcess) -> None:
             for number in range(200):
