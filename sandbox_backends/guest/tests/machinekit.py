@@ -99,9 +99,11 @@ class Machine:
 
     async def connect(self) -> trio.SocketStream:
         with trio.fail_after(5):
-            while not self.link.exists():  # noqa: ASYNC110 - QEMU tells nobody
-                await trio.sleep(0.005)
-        return await trio.open_unix_socket(str(self.link))
+            while True:  # QEMU tells nobody when it listens
+                try:
+                    return await trio.open_unix_socket(str(self.link))
+                except (FileNotFoundError, ConnectionRefusedError):
+                    await trio.sleep(0.005)
 
     @asynccontextmanager
     async def agent(

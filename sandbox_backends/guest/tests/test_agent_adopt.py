@@ -29,6 +29,7 @@ from .test_agent_link import raw_host
 
 COUNT = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.002; done"
 COUNTED = "".join(f"{i}\n" for i in range(300)).encode()
+UNTIL = "while [ ! -e {} ]; do sleep 0.02; done"
 OpenHost: TypeAlias = Callable[..., AbstractAsyncContextManager[Agent]]
 Connect: TypeAlias = Callable[[int], Awaitable[trio.SocketStream]]
 
@@ -109,11 +110,13 @@ async def test_a_full_pipe_stays_full(next_host: OpenHost, tmp_path: Path) -> No
     assert (first + out, status) == (data, ExitStatus(0))
 
 
-async def test_it_may_end_meanwhile(next_host: OpenHost, program: Running) -> None:
+async def test_it_may_end_meanwhile(next_host: OpenHost, program: Running, tmp_path: Path) -> None:
     async with next_host() as agent:
-        process = await agent.spawn(spec("sh", "-c", "exec 2>&-; echo early; sleep 0.1; echo late; exit 7"))
+        wait = UNTIL.format(tmp_path / "go")
+        process = await agent.spawn(spec("sh", "-c", f"exec 2>&-; echo early; {wait}; echo late; exit 7"))
         await process.receive_output()
         await release(process)
+    (tmp_path / "go").touch()
     await until(lambda: not psutil.Process(program.program.pid).children())
     async with next_host() as agent:
         assert await outcome(await agent.adopt("it")) == (b"late\n", b"", ExitStatus(7))
@@ -121,13 +124,15 @@ async def test_it_may_end_meanwhile(next_host: OpenHost, program: Running) -> No
             await agent.adopt("it")
 
 
-async def test_a_group_that_lingers_is_waited_for(next_host: OpenHost) -> None:
+async def test_a_group_that_lingers_is_waited_for(next_host: OpenHost, tmp_path: Path) -> None:
     async with next_host() as agent:
-        process = await agent.spawn(spec("sh", "-c", "(sleep 0.3; echo last) & exit 3", linger=30))
+        wait = UNTIL.format(tmp_path / "go")
+        process = await agent.spawn(spec("sh", "-c", f"({wait}; echo last) & exit 3", linger=30))
         await release(process)
         await trio.sleep(0.1)
         process = await agent.adopt("it")
         await release(process)
+    (tmp_path / "go").touch()
     async with next_host() as agent:
         assert await outcome(await agent.adopt("it")) == (b"last\n", b"", ExitStatus(3))
 
