@@ -26,6 +26,7 @@ from iii_sandbox_libvirt.connection import DESTROY_TIMEOUT
 from iii_sandbox_libvirt.needs import find_lacks
 from iii_sandbox_libvirt.places import ROOTS_FOLDER
 from iii_sandbox_libvirt.render import Disk, Guest, render
+from iii_sandbox_libvirt.restoring import DATA_DISK, undo_cut_off
 from iii_sandbox_libvirt.shares import guest_mounts, open_shares
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from iii_sandbox_libvirt.policy import Accelerator, Settings
     from iii_sandbox_libvirt.shares import Shares
 
-DATA_DISK: Final = "data.img"
 MOUNT_REMEDY: Final = "may this user make namespaces, and is /proc mounted without parts that are covered?"
 Begin: TypeAlias = "Callable[[Guest], Awaitable[trio.Event]]"
 
@@ -98,6 +98,7 @@ class LibvirtLauncher(Launcher):
     async def prepare(self, spec: SandboxSpec) -> None:
         """See `Launcher.prepare`: makes the disk that takes what the guest writes."""
         spec.writable_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await trio.to_thread.run_sync(undo_cut_off, spec.writable_dir)
         self._places.let_in(spec.writable_dir)
         await create_data_disk(spec.writable_dir / DATA_DISK, limits.disk_mib(spec.limits) << 20)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -15,7 +14,7 @@ from iii_core.errors import SandboxError, SnapshotUnusable, UnsupportedOperation
 from iii_core.sandbox.launcher import LaunchFailed
 from iii_core.sandbox.launching import LaunchedDriver
 from iii_sandbox_libvirt.boots import LibvirtBoot
-from iii_sandbox_libvirt.machine import DATA_DISK, LibvirtLauncher
+from iii_sandbox_libvirt.machine import LibvirtLauncher
 from iii_sandbox_libvirt.manifest import (
     DATA,
     FORMAT,
@@ -28,6 +27,7 @@ from iii_sandbox_libvirt.manifest import (
     read_manifest,
 )
 from iii_sandbox_libvirt.render import render_snapshot
+from iii_sandbox_libvirt.restoring import DATA_DISK, REVISED_MEMORY, removed, replaced
 from iii_sandbox_libvirt.saveimage import measure, revise, write_revised
 from iii_sandbox_libvirt.sparse import copy_sparse
 
@@ -107,21 +107,23 @@ class LibvirtDriver(LaunchedDriver):
     async def _launch(self, folder: Path, spec: SandboxSpec, console: Console) -> LibvirtBoot:
         manifest = await _blocking(partial(read_manifest, folder))
         check_fits(manifest.machine, await self._describe(spec), folder)
-        with _replaced(spec.writable_dir / DATA_DISK) as fresh:
+        with replaced(spec.writable_dir / DATA_DISK) as fresh:
             await _blocking(partial(_copy_disk, folder, fresh, manifest))
             fresh.replace(spec.writable_dir / DATA_DISK)
-            with _removed(spec.writable_dir / MEMORY) as memory:
-                return await self._machines.launch_by(partial(self._begin, folder, manifest, memory), spec, console)
+            memory = spec.writable_dir / REVISED_MEMORY
+            return await self._machines.launch_by(partial(self._begin, folder, manifest, memory), spec, console)
 
     async def _begin(self, folder: Path, manifest: Manifest, memory: Path, guest: Guest) -> trio.Event:
         try:
-            measured = await _blocking(partial(write_revised, folder / MEMORY, memory, lambda xml: revise(xml, guest)))
-            if measured != manifest.memory:
-                raise SnapshotUnusable(
-                    f"the memory in {folder} is damaged: size and checksum {measured}, not {manifest.memory}",
-                    hint="start it afresh, and save it again",
-                )
-            return await self._machines.connection.restore(guest.name, memory)
+            with removed(memory):  # libvirt has read all of it when it returns
+                write = partial(write_revised, folder / MEMORY, memory, lambda xml: revise(xml, guest))
+                measured = await _blocking(write)
+                if measured != manifest.memory:
+                    raise SnapshotUnusable(
+                        f"the memory in {folder} is damaged: size and checksum {measured}, not {manifest.memory}",
+                        hint="start it afresh, and save it again",
+                    )
+                return await self._machines.connection.restore(guest.name, memory)
         except SnapshotUnusable:
             raise
         except (SandboxError, OSError) as error:
@@ -165,34 +167,6 @@ def _becoming(folder: Path) -> Generator[Path]:
         fresh.rename(folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _removed(path: Path) -> Generator[Path]:
-    """A file that does not outlive the block."""
-    path.unlink(missing_ok=True)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _replaced(disk: Path) -> Generator[Path]:
-    """A path for a new disk that may then be put in its place; the old one comes back if the block fails."""
-    fresh, before = disk.with_name(f"{disk.name}.new"), disk.with_name(f"{disk.name}.before")
-    fresh.unlink(missing_ok=True)
-    before.unlink(missing_ok=True)
-    os.link(disk, before)
-    try:
-        yield fresh
-        before.unlink()
-    except BaseException:
-        if not before.samefile(disk):
-            before.replace(disk)
-        before.unlink(missing_ok=True)  # rename(2) leaves alone what are two names of one file
-        fresh.unlink(missing_ok=True)
         raise
 
 
