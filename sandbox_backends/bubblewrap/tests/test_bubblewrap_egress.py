@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from iii_sandbox_gate.namespace import UPLINK_DESCRIPTORS
 from iii_sandbox_gate.needs import TUN, find_lack
 
 from iii_core.errors import BootFailed, UnsupportedOperation
@@ -79,6 +80,16 @@ async def test_nobody_inside_has_power_over_the_gate(bench: Bench, mode: str) ->
             assert status.as_shell() != 0
             assert "not permitted" in printed
         assert "default via 192.0.2.2" in await run_well(agent, ("/bin/ip", "route"))
+
+
+@modes
+async def test_a_sandbox_takes_few_ports_of_this_machine(bench: Bench, mode: str) -> None:
+    """Each socket of the uplink is one, and a sandbox may send from as many ports as it likes."""
+    async with bench.sandbox(spec(bench), mode=mode):
+        (uplink,) = pids_of("slirp4netns")
+        most = str(UPLINK_DESCRIPTORS)
+        limits = Path(f"/proc/{uplink}/limits").read_text(encoding="ascii")  # noqa: ASYNC240
+        assert f"Max open files {most} {most} files" in " ".join(limits.split())
 
 
 @modes

@@ -5,8 +5,9 @@ Standard library only, and no event loop: backends call this in processes that t
 
 from __future__ import annotations
 
+import resource
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from iii_core.sandbox import linux
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 RULES_TIMEOUT = 10.0
 READY_TIMEOUT = 10.0
 """Seconds that an uplink may take to come up."""
+UPLINK_DESCRIPTORS: Final = 1024
+"""An uplink has one for each connection, and for each UDP port that the sandbox sends from, which is a port of this
+machine as well: of those there are 28 232 for everybody (``ip_local_port_range``, the kernel's ``ip-sysctl.rst``)."""
 
 
 def enter_gate(nft: str, rules: str) -> None:
@@ -42,6 +46,13 @@ def enter_gate(nft: str, rules: str) -> None:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise OSError(f"the rules of the sandbox's network are refused: nft: {said[0] if said else done.returncode}")
     linux.bring_up("lo")
+
+
+def limit_uplink() -> None:
+    """Bound what one sandbox takes of this machine's ports; in the process that becomes its uplink, before that."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = UPLINK_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, UPLINK_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def uplink_argv(uplink: Sequence[str], namespace: str, *, ready: int, leave: int | None = None) -> list[str]:

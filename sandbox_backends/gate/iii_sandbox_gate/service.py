@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 from iii_core.sandbox import linux
 from iii_sandbox_gate.addresses import MACHINE_GATEWAY, MACHINE_PREFIX
-from iii_sandbox_gate.namespace import READY_TIMEOUT, enter_gate, uplink_argv
+from iii_sandbox_gate.namespace import READY_TIMEOUT, enter_gate, limit_uplink, uplink_argv
 from iii_sandbox_gate.pump import Pump, StreamBroken
 from iii_sandbox_gate.rules import MACHINE_SIDE
 from iii_sandbox_gate.tap import open_tap
@@ -80,6 +80,7 @@ def _become(argv: list[str], begin: int) -> NoReturn:
             os._exit(0)
         linux.unshare(linux.CLONE_NEWNS)
         linux.keep_mounts_to_oneself()
+        limit_uplink()
         os.execv(argv[0], argv)  # noqa: S606 - nobody wants a shell here
     except OSError as error:
         _say(f"{argv[0]} cannot be started: {error}")

@@ -16,6 +16,7 @@ import pytest
 import trio
 from iii_sandbox_gate.addresses import MACHINE, MACHINE_GATEWAY
 from iii_sandbox_gate.machinegate import MachineGate, start_machine_gate
+from iii_sandbox_gate.namespace import UPLINK_DESCRIPTORS
 from iii_sandbox_gate.needs import TUN, find_lack
 from iii_sandbox_gate.plan import GatePlan, plan_gate
 from iii_sandbox_gate.pump import MAX_FRAME, Pump, StreamBroken
@@ -176,6 +177,14 @@ async def test_its_process_has_no_rights_when_the_first_frame_comes(plan: GatePl
         assert status["Groups"] == []
         assert {int(status[name][0], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
         assert status["NoNewPrivs"] == ["1"]
+
+
+async def test_its_uplink_takes_few_ports_of_this_machine(plan: GatePlan, tmp_path: Path) -> None:
+    async with running(plan, tmp_path) as qemu:
+        (uplink,) = [int(line.split()[0]) for line in descendants(qemu.gate.pid)]
+        most = str(UPLINK_DESCRIPTORS)
+        limits = Path(f"/proc/{uplink}/limits").read_text(encoding="ascii")  # noqa: ASYNC240
+        assert f"Max open files {most} {most} files" in " ".join(limits.split())
 
 
 @pytest.mark.parametrize("size", [0, MAX_FRAME + 1, 0xFFFFFFFF])

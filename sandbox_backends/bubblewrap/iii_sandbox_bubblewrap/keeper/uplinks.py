@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iii_sandbox_gate.namespace import uplink_argv
+from iii_sandbox_gate.namespace import limit_uplink, uplink_argv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,7 @@ class Uplinks:
             stdout=subprocess.DEVNULL,
             stderr=console,
             pass_fds=(ready,),
+            preexec_fn=limit_uplink,  # the keeper has no threads
         )
         self._uplinks[boot] = _Uplink(process, os.dup(console))
 
