@@ -65,6 +65,8 @@ def check_egress(egress: Egress, backend: str, environ: Mapping[str, str]) -> No
             f"{len(egress.nameservers)} name servers are more than programs ask",
             hint=f"name at most {MOST_NAMESERVERS} (resolv.conf(5))",
         )
+    for text in egress.nameservers:
+        _check_address(text)
     for text in (*egress.allow, *egress.nameservers):
         network = _network(text)
         if not isinstance(network, ipaddress.IPv4Network):
@@ -110,6 +112,14 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise SandboxRefused(f"{text!r} is no network or address ({error})", hint="such as 10.1.0.0/16") from None
+
+
+def _check_address(text: str) -> None:
+    """Programs would skip a network in ``/etc/resolv.conf`` without a word."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise SandboxRefused(f"{text!r} is no address of a name server", hint="such as 10.1.0.53") from None
 
 
 def plan_gate(egress: Egress, environ: Mapping[str, str], *, machine: bool = False) -> GatePlan:

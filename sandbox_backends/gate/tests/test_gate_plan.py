@@ -96,6 +96,8 @@ def test_the_uplinks_command_line() -> None:
         (Egress(allow=("169.254.169.254/32",)), SandboxError),
         (Egress(allow=("10.0.0.1/8",)), SandboxError),
         (Egress(nameservers=("x; accept",)), SandboxError),
+        (Egress(nameservers=("10.0.0.0/8",)), SandboxError),
+        (Egress(nameservers=("9.9.9.9/32",)), SandboxError),
         (Egress(nameservers=("9.9.9.1", "9.9.9.2", "9.9.9.3", "9.9.9.4")), SandboxError),
     ],
 )
