@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ STARTUP_TIMEOUT: Final = 25.0
 END_TIMEOUT: Final = 5.0
 NOBODY: Final = (65534, 65534)
 _MAX_MESSAGE: Final = 4096
+_LOST: Final = b"iii: this sandbox has no network any more: the process that is its gate has ended\n"
 
 
 class MachineGate:
@@ -31,6 +33,7 @@ class MachineGate:
     def __init__(self, process: HostProcess, control: socket.socket) -> None:
         self._process = process
         self._control = control
+        self._is_wanted = True
 
     @property
     def pid(self) -> int:
@@ -44,11 +47,22 @@ class MachineGate:
 
     async def end(self) -> None:
         """End it; returns when nothing of it is left. Idempotent; takes `END_TIMEOUT` at most, also if cancelled."""
+        self._is_wanted = False
         self._control.close()
         with trio.move_on_after(END_TIMEOUT, shield=True):
             await self._process.wait()
             return
         self._process.end()
+
+    async def watch(self, console: int) -> None:
+        """Wait for its end, and say so on the console, a descriptor to be closed here, if nobody asked for it."""
+        try:
+            await self._process.wait()
+            if self._is_wanted:
+                with suppress(OSError):  # in a thread: who empties a full pipe may be a task of ours
+                    await trio.to_thread.run_sync(os.write, console, _LOST)
+        finally:
+            os.close(console)
 
 
 async def start_machine_gate(
@@ -64,7 +78,7 @@ async def start_machine_gate(
     Args:
         plan: made for a machine.
         nursery: where its process is waited for.
-        console: descriptor for what it says.
+        console: descriptor for what it says, and for what is said if it ends before it is told to.
         records: where the process is noted.
         user: whom it becomes, if we are root, before it carries the first frame: user and group id. Best is one that
             has nothing but this machine.
@@ -90,8 +104,11 @@ async def start_machine_gate(
     gate = MachineGate(process, ours)
     try:
         problem = await _greeting(ours)
+        if problem is None:
+            nursery.start_soon(gate.watch, os.dup(console))
     except BaseException:
-        await gate.end()
+        with trio.move_on_after(END_TIMEOUT, shield=True):
+            await gate.end()
         raise
     if problem is not None:
         await gate.end()

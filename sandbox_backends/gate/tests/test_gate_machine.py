@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 from iii_sandbox_gate.addresses import MACHINE, MACHINE_GATEWAY
-from iii_sandbox_gate.machinegate import MachineGate, start_machine_gate
+from iii_sandbox_gate.machinegate import END_TIMEOUT, MachineGate, start_machine_gate
 from iii_sandbox_gate.namespace import UPLINK_DESCRIPTORS
 from iii_sandbox_gate.needs import TUN, find_lack
 from iii_sandbox_gate.plan import GatePlan, plan_gate
@@ -111,7 +111,8 @@ async def running(plan: GatePlan, folder: Path) -> AsyncGenerator[Qemu]:
                 async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
                     yield Qemu(gate, stream, console)
             finally:
-                await gate.end()
+                with trio.move_on_after(END_TIMEOUT, shield=True):
+                    await gate.end()
     assert processes() == before
     assert not list((folder / "processes").iterdir())
 
@@ -228,6 +229,14 @@ async def test_a_part_of_it_is_killed(plan: GatePlan, tmp_path: Path, victim: st
         if victim == "uplink":
             await qemu.said("no network any more: slirp4netns has ended")
             await qemu.ask_for_gateway()
+        else:
+            await qemu.said("no network any more: the process that is its gate has ended")
+
+
+async def test_nothing_is_said_of_an_end_that_was_asked_for(plan: GatePlan, tmp_path: Path) -> None:
+    async with running(plan, tmp_path) as qemu:
+        await qemu.ask_for_gateway()
+    assert "no network any more" not in qemu.console.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import trio
 from iii_sandbox_gate.addresses import MACHINE, MACHINE_GATEWAY, MACHINE_PREFIX, NAMESERVER
-from iii_sandbox_gate.machinegate import NOBODY, start_machine_gate
+from iii_sandbox_gate.machinegate import END_TIMEOUT, NOBODY, start_machine_gate
 from iii_sandbox_gate.plan import check_egress, egress_notes, plan_gate
 from iii_sandbox_guest import limits
 from iii_sandbox_guest.boot import DATA_SERIAL, LINK_PORT, ROOT_SERIAL, Needs, Network
@@ -135,7 +135,8 @@ class LibvirtLauncher(Launcher):
         try:
             yield gate
         except BaseException:
-            await gate.end()
+            with trio.move_on_after(END_TIMEOUT, shield=True):
+                await gate.end()
             raise
 
     async def files(self, spec: SandboxSpec) -> BootFiles:

@@ -109,13 +109,22 @@ class Shares:
         try:
             yield
         except SandboxError as error:
-            with trio.move_on_after(FAREWELL):  # they end when QEMU does
-                for server in self._servers:
-                    await server.wait()
-            for server in self._servers:
-                if not server.running and (code := await server.wait()):
-                    raise LaunchFailed(f"virtiofsd, which shows a mounted folder, ended with {code}") from error
+            code = 0
+            with trio.move_on_after(2 * FAREWELL, shield=True):
+                code = await self._failure()
+            if code:
+                raise LaunchFailed(f"virtiofsd, which shows a mounted folder, ended with {code}") from error
             raise
+
+    async def _failure(self) -> int:
+        """What a server has failed with, 0 if none has; waits for `FAREWELL` at most, as they end when QEMU does."""
+        with trio.move_on_after(FAREWELL):
+            for server in self._servers:
+                await server.wait()
+        for server in self._servers:
+            if not server.running and (code := await server.wait()):
+                return code
+        return 0
 
     async def wait_any_ended(self) -> None:
         """Wait until a server has ended; for ever if there is none."""
@@ -166,5 +175,6 @@ async def open_shares(
         async with shares.blamed():
             yield shares
     except BaseException:
-        await shares.end()
+        with trio.move_on_after(_KILL_TIMEOUT, shield=True):
+            await shares.end()
         raise

@@ -47,6 +47,14 @@ async def is_answered(agent: Agent) -> bool:
     return "No route to host" in printed
 
 
+async def is_told(bench: Bench, words: str) -> None:
+    """Wait for words on the console."""
+    console = bench.folder / "box.console"
+    with trio.fail_after(10):
+        while words not in console.read_text(encoding="utf-8"):  # noqa: ASYNC110
+            await trio.sleep(0.02)
+
+
 async def test_the_uplink_dies(bench: Bench) -> None:
     with bench.nothing_remains():
         async with bench.sandbox(spec(bench)) as (driver, agent):
@@ -59,13 +67,24 @@ async def test_the_uplink_dies(bench: Bench) -> None:
             if os.geteuid() == 0:
                 assert gate["Uid"] == qemu["Uid"], "who takes over a QEMU gets at no other machine's network"
             os.kill(uplink, signal.SIGKILL)
-            console = bench.folder / "box.console"
-            with trio.fail_after(10):
-                while "no network any more" not in console.read_text(encoding="utf-8"):  # noqa: ASYNC110
-                    await trio.sleep(0.02)
+            await is_told(bench, "no network any more: slirp4netns has ended")
             assert (await driver.state("box")).phase is Phase.RUNNING
             await driver.destroy("box", keep_writable=False)
             assert not uplinks()
+
+
+async def test_the_gate_dies(bench: Bench) -> None:
+    """It carries the frames: the sandbox runs on without, and its console says so."""
+    with bench.nothing_remains():
+        async with bench.sandbox(spec(bench)) as (driver, agent):
+            assert await is_answered(agent)
+            (uplink,) = uplinks()
+            os.kill(int(status_of(uplink)["PPid"]), signal.SIGKILL)
+            await is_told(bench, "no network any more: the process that is its gate has ended")
+            await gone([uplink])
+            assert (await driver.state("box")).phase is Phase.RUNNING
+            assert not await is_answered(agent)
+            await driver.destroy("box", keep_writable=False)
 
 
 async def test_the_sandbox_host_is_killed(bench: Bench) -> None:
