@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import trio
 
 from iii_core.errors import (
-    ConfigIoError,
     IIIError,
     PluginMissing,
     WorkerAlreadyExists,
@@ -21,10 +20,10 @@ from iii_core.project.config import load_config, parse_config
 from iii_core.project.edit import Edited, edit_config, put_worker, remove_worker
 from iii_core.project.env import config_from_image_env
 from iii_core.project.expand import escape, expand
-from iii_core.project.files import hint_for
 from iii_core.project.lock import Lock, load_lock, with_image, without_worker
 from iii_core.project.names import check_name
 from iii_core.project.read import parse_document, read_document
+from iii_core.workers.saving import SnapshotKeeper
 from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
 
 if TYPE_CHECKING:
@@ -90,13 +89,15 @@ async def add_worker(
     reset_config: bool,
     progress: ProgressSink,
     check: Callable[[WorkerEntry], Awaitable[None]],
+    drop_snapshot: Callable[[str], Awaitable[bool]],
 ) -> Installed:
     """Fetch what ``source`` names, declare it in config.yaml and pin it in iii.lock; starts nothing.
 
     The image's ``ENV`` becomes the entry's ``config:`` (seed rule) and its resource hints ``resources:``; what the user
     has written there already wins, unless ``reset_config`` drops it. ``force`` asks the registry again; with it
     ``source`` may also be the name of an image worker of config.yaml, which then comes from where it came from.
-    ``check`` is asked whether the entry, as it will be, can be run here, and raises if not.
+    ``check`` is asked whether the entry, as it will be, can be run here, and raises if not. ``drop_snapshot`` deletes
+    that of a worker, where one of this name becomes another; it says whether there was one.
     The files are written last and at once, so a failure or cancellation leaves the project as it was.
 
     Raises:
@@ -140,7 +141,7 @@ async def add_worker(
     outdated = False
     if edited.action != "unchanged" or edited.lock_changed:
         with trio.move_on_after(DROP_LIMIT, shield=True):  # what is written is written: it must not start from that
-            outdated = await drop_snapshot(project, name)
+            outdated = await drop_snapshot(name)
     return Installed(
         name=name,
         image=image,
@@ -172,17 +173,14 @@ def folders_of(state_dir: Path, name: str) -> tuple[Path, Path]:
     return state_dir / WRITABLE_FOLDER / check_name(name), state_dir / SNAPSHOTS_FOLDER / check_name(name)
 
 
-async def drop_snapshot(project: Project, name: str) -> bool:
-    """Delete a worker's snapshot; whether there was one.
+async def drop_snapshot_of(project: Project, name: str) -> bool:
+    """Delete a worker's snapshot while no engine runs; whether there was one.
 
     Raises:
         ConfigIoError: it cannot be deleted.
     """
     store = SnapshotStore(project.state_dir / SNAPSHOTS_FOLDER / check_name(name))
-    try:
-        return await trio.to_thread.run_sync(store.drop)
-    except OSError as error:
-        raise ConfigIoError(f"the snapshot of {name!r} cannot be deleted: {error}", hint=hint_for(error)) from error
+    return await SnapshotKeeper(name, store).drop()
 
 
 def _declared(project: Project, name: str) -> WorkerEntry | None:

@@ -16,7 +16,8 @@ from iii_core.workers.install import WRITABLE_FOLDER, folders_of
 from iii_core.workers.live import CLEANUP_LIMIT
 from iii_core.workers.ports import open_ports
 from iii_core.workers.run import STOP_GRACE, RunPlaces
-from iii_core.workers.snapshots import SNAPSHOTS_FOLDER
+from iii_core.workers.saving import SnapshotKeeper
+from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
 from iii_core.workers.spec import sandbox_id
 from iii_core.workers.supervisor import Supervisor
 from iii_core.workers.validity import check_spec
@@ -73,6 +74,13 @@ class WorkerManager:
             return self._workers[name].supervisor
         except KeyError:
             raise not_in_config(name) from None
+
+    async def drop_snapshot(self, name: str) -> bool:
+        """Delete the snapshot of a worker, declared or not; whether there was one. Raises `ConfigIoError`."""
+        entry = self._workers.get(name)
+        if entry is not None:
+            return await entry.supervisor.snapshots.drop()
+        return await SnapshotKeeper(name, SnapshotStore(self._places(name).snapshots)).drop()
 
     async def apply(self, specs: Mapping[str, WorkerSpec]) -> None:
         """Make the declared workers those of ``specs``: start new ones, restart changed ones, end those gone.
@@ -158,7 +166,7 @@ class WorkerManager:
     async def _supervise(self, entry: _Supervised) -> None:
         try:
             with entry.scope:
-                await trio.to_thread.run_sync(entry.supervisor.snapshots.sweep)  # what an engine that died has left
+                await entry.supervisor.snapshots.sweep()  # what an engine that died has left
                 await entry.supervisor.run()
         finally:
             entry.ended.set()

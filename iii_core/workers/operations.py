@@ -14,7 +14,7 @@ from iii_core.project.edit import not_in_config
 from iii_core.project.lock import pin_of
 from iii_core.workers.copy import CopyRequest, copy_of_worker
 from iii_core.workers.exec import ExecRequest, exec_in_worker
-from iii_core.workers.install import add_worker, drop_snapshot, remove_from_project
+from iii_core.workers.install import add_worker, remove_from_project
 from iii_core.workers.logs import tails
 from iii_core.workers.stats import stats_of
 
@@ -156,7 +156,7 @@ class WorkerOperations:
         await trio.lowlevel.checkpoint()
         return {
             **(self._supervisor(name).as_json() if entry.managed else self._row(entry)),
-            "snapshot": self._supervisor(name).snapshots.facts() if entry.managed else None,
+            "snapshot": self._supervisor(name).snapshots.store.facts() if entry.managed else None,
             "type": entry.kind,
             "source": entry.image or entry.worker_path,
             "pin": pin_of(self._app.lock, name),
@@ -190,6 +190,7 @@ class WorkerOperations:
                 reset_config=request.reset_config,
                 progress=call.report,
                 check=self._app.check_worker,
+                drop_snapshot=self._app.manager.drop_snapshot,
             )
             await self._app.reload()
             supervisor = self._app.manager.get(installed.name)
@@ -249,7 +250,7 @@ class WorkerOperations:
         request = _arguments(call, _Snapshot)
         supervisor = self._supervisor(request.name)
         if request.remove:
-            return {"name": request.name, "removed": await drop_snapshot(self._app.project, request.name)}
+            return {"name": request.name, "removed": await supervisor.snapshots.drop()}
         facts = await supervisor.snapshot()
         await supervisor.ready(request.timeout)
         return {"name": request.name, **facts}

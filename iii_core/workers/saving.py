@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from iii_core.errors import IIIError, SandboxError, UnsupportedOperation, WorkerNotRunning, leading_error
+from iii_core.errors import (
+    ConfigIoError,
+    IIIError,
+    SandboxError,
+    UnsupportedOperation,
+    WorkerNotRunning,
+    leading_error,
+)
 from iii_core.link.nursery import open_service_nursery
+from iii_core.project.files import hint_for
 from iii_core.sandbox.port import Capability
-from iii_core.workers.snapshots import SnapshotStore
 from iii_core.workers.state import Phase
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
     from iii_core.sandbox.agent import Agent, AgentProcess
     from iii_core.workers.run import WorkerRun
+    from iii_core.workers.snapshots import SnapshotStore
 
 KEY: Final = "worker"
 """What the worker's process is kept under (``docs/protocol/agent.md``, "ADOPT")."""
@@ -58,6 +66,7 @@ class SaveOrders:
 
     def __init__(self) -> None:
         self._order: _Order | None = None
+        self._ended: str | None = None
         self._changed = trio.lowlevel.ParkingLot()
 
     @property
@@ -68,9 +77,13 @@ class SaveOrders:
     async def save(self, folder: Path) -> None:
         """Have the sandbox saved to a folder that is not there yet; returns when the worker has been taken over again.
 
-        Cancelled, it leaves no folder, and the worker runs on. Raises `SandboxError`, `WorkerNotRunning`.
+        Cancelled, it leaves no folder, and the worker runs on. Not while it is `under_way`. Raises `SandboxError`,
+        `WorkerNotRunning`.
         """
         assert self._order is None
+        if self._ended is not None:
+            await trio.lowlevel.checkpoint()
+            raise _ended_meanwhile(self._ended)
         order = self._order = _Order(folder)
         self._changed.unpark_all()
         try:
@@ -125,11 +138,14 @@ class SaveOrders:
 
     def end(self, name: str) -> None:
         """The run has ended."""
+        self._ended = name
         if self._order is not None and self._order.error is None:
-            self._order.error = WorkerNotRunning(
-                f"worker {name!r} ended while it was saved", hint=f"see 'iii worker logs {name}'"
-            )
+            self._order.error = _ended_meanwhile(name)
         self.finish()
+
+
+def _ended_meanwhile(name: str) -> WorkerNotRunning:
+    return WorkerNotRunning(f"worker {name!r} ended while it was saved", hint=f"see 'iii worker logs {name}'")
 
 
 async def _give_up_when(event: trio.Event, order: _Order) -> None:
@@ -137,17 +153,64 @@ async def _give_up_when(event: trio.Event, order: _Order) -> None:
     order.give_up()
 
 
-async def take_snapshot(run: WorkerRun, store: SnapshotStore) -> dict[str, Any]:
-    """Save a worker that runs and is ready, in the place of an older snapshot; what there is then.
+class SnapshotKeeper:
+    """The snapshot of one worker, which is changed by one task at a time: those that delete wait for one that saves.
 
-    Cancelled or failed, the older one stays, and nothing of a new one. The worker runs on, if it can.
-
-    Raises:
-        UnsupportedOperation: it cannot be saved where and as it runs; it was not disturbed.
-        SandboxError: saving failed.
-        WorkerNotRunning: it ended meanwhile.
+    Attributes:
+        store: where it is; to be read at any time, and changed through this class alone.
     """
-    _require_saveable(run)
+
+    def __init__(self, name: str, store: SnapshotStore) -> None:
+        self.store = store
+        self._name = name
+        self._changing = trio.Lock()
+
+    async def take(self, run: WorkerRun) -> dict[str, Any]:
+        """Save a worker that runs and is ready, in the place of an older snapshot; what there is then.
+
+        Cancelled or failed, the older one stays, and nothing of a new one. The worker runs on, if it can.
+
+        Raises:
+            UnsupportedOperation: it cannot be saved where and as it runs; it was not disturbed.
+            SandboxError: saving failed.
+            WorkerNotRunning: it ended meanwhile; or it is being saved already, or its snapshot deleted.
+        """
+        _require_saveable(run)
+        try:
+            self._changing.acquire_nowait()  # without a checkpoint since the caller saw that the worker is ready
+        except trio.WouldBlock:
+            raise self._busy() from None
+        try:
+            if run.saves.under_way:  # for somebody who has left
+                raise self._busy()
+            return await _take(run, self.store)
+        finally:
+            self._changing.release()
+
+    async def drop(self) -> bool:
+        """Delete it; whether there was one. Raises `ConfigIoError`."""
+        async with self._changing:
+            try:
+                return await trio.to_thread.run_sync(self.store.drop)
+            except OSError as error:
+                raise ConfigIoError(
+                    f"the snapshot of {self._name!r} cannot be deleted: {error}", hint=hint_for(error)
+                ) from error
+
+    async def sweep(self) -> None:
+        """See `SnapshotStore.sweep`."""
+        async with self._changing:
+            await trio.to_thread.run_sync(self.store.sweep)
+
+    def _busy(self) -> WorkerNotRunning:
+        return WorkerNotRunning(
+            f"worker {self._name!r} is being saved already, or its snapshot is being deleted",
+            hint="try again when that is done",
+            details={"name": self._name},
+        )
+
+
+async def _take(run: WorkerRun, store: SnapshotStore) -> dict[str, Any]:
     assert run.state.image is not None
     image, fits = run.state.image.reference, run.fits
     state = await trio.to_thread.run_sync(store.begin)
@@ -159,7 +222,8 @@ async def take_snapshot(run: WorkerRun, store: SnapshotStore) -> dict[str, Any]:
             await trio.to_thread.run_sync(store.sweep)
         raise
     facts = await trio.to_thread.run_sync(store.facts)
-    assert facts is not None
+    if facts is None:
+        raise SandboxError("the snapshot was deleted as soon as it was taken", hint="take it again")
     return facts
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,11 +130,12 @@ class SnapshotStore:
             return  # of a newer version, perhaps
         if not self.folder.is_dir():
             return
-        for path in self.folder.iterdir():
-            if path.name.lstrip(".").startswith(_STATE) and (snapshot is None or path.name != snapshot.state):
-                shutil.rmtree(path, ignore_errors=True)
-        if snapshot is None and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        with suppress(FileNotFoundError):  # the worker is being removed
+            for path in self.folder.iterdir():
+                if path.name.lstrip(".").startswith(_STATE) and (snapshot is None or path.name != snapshot.state):
+                    shutil.rmtree(path, ignore_errors=True)
+            if snapshot is None and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def drop(self) -> bool:
         """Delete everything; whether there was a snapshot. Raises `OSError`."""

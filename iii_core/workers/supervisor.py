@@ -29,7 +29,7 @@ from iii_core.errors import (
     leading_error,
 )
 from iii_core.workers.run import RunPlaces, WorkerRun
-from iii_core.workers.saving import take_snapshot
+from iii_core.workers.saving import SnapshotKeeper
 from iii_core.workers.snapshots import SnapshotStore
 from iii_core.workers.state import History, Phase, WorkerState
 
@@ -83,6 +83,7 @@ class Supervisor:
         self._refused: IIIError | None = None
         self._told: str | None = None
         self.history = History()
+        self.snapshots = SnapshotKeeper(spec.name, SnapshotStore(places.snapshots))
 
     @property
     def spec(self) -> WorkerSpec:
@@ -183,19 +184,14 @@ class Supervisor:
         self.start(cold=cold)
 
     async def snapshot(self) -> dict[str, Any]:
-        """Save the worker, which must be ready; see `iii_core.workers.saving.take_snapshot`."""
+        """Save the worker, which must be ready; see `iii_core.workers.saving.SnapshotKeeper.take`."""
         if self._run is None or self._phase is not Phase.RUNNING:
             raise WorkerNotRunning(
                 f"worker {self._spec.name!r} is not ready to be saved ({self._phase.value})",
                 hint=f"wait until 'iii worker status {self._spec.name}' says that it is ready",
                 details={"name": self._spec.name, "phase": self._phase.value},
             )
-        return await take_snapshot(self._run, self.snapshots)
-
-    @property
-    def snapshots(self) -> SnapshotStore:
-        """Where this worker's snapshot is."""
-        return SnapshotStore(self._places.snapshots)
+        return await self.snapshots.take(self._run)
 
     async def stopped(self) -> None:
         """Wait until nothing of the worker is alive."""

@@ -17,7 +17,7 @@ from iii_core.project.provider_settings import provider_settings
 from iii_core.records import RegistryResolver, SandboxBackend
 from iii_core.workers.check import UnopenedBackends, check_entry
 from iii_core.workers.image_service import open_images
-from iii_core.workers.install import add_worker, drop_snapshot, folders_of, remove_from_project
+from iii_core.workers.install import add_worker, drop_snapshot_of, folders_of, remove_from_project
 from iii_core.workers.writable import drop_all, set_aside
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def remove_offline(project: Project, name: str) -> bool:
 
 def drop_snapshot_offline(project: Project, name: str) -> bool:
     """Delete a worker's snapshot; whether there was one. Raises `IIIError`."""
-    return run_async(partial(drop_snapshot, project, name))
+    return run_async(partial(drop_snapshot_of, project, name))
 
 
 async def _add(
@@ -75,7 +75,14 @@ async def _add(
 
     async with open_images(plugins, partial(provider_context, project), registries) as images:
         installed = await add_worker(
-            project, images, source, force=force, reset_config=reset_config, progress=report, check=check
+            project,
+            images,
+            source,
+            force=force,
+            reset_config=reset_config,
+            progress=report,
+            check=check,
+            drop_snapshot=partial(drop_snapshot_of, project),
         )
     return {**installed.as_json(), "offline": True}
 

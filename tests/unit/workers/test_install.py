@@ -20,7 +20,7 @@ from iii_core.sandbox.port import RootImage
 from iii_core.workers.check import UnopenedBackends, check_entry
 from iii_core.workers.declare import managed_specs
 from iii_core.workers.image_service import ImageService
-from iii_core.workers.install import Installed, add_worker
+from iii_core.workers.install import Installed, add_worker, drop_snapshot_of
 
 DIGEST = "sha256:" + "0" * 64
 SECRET = "s3cr3t"
@@ -68,7 +68,14 @@ async def add(project: Project, found: Image, source: str = "oci:w:1", *, force:
     )
     images = cast("ImageService", Registry(found))
     return await add_worker(
-        project, images, source, force=force, reset_config=False, progress=lambda _step: None, check=check
+        project,
+        images,
+        source,
+        force=force,
+        reset_config=False,
+        progress=lambda _step: None,
+        check=check,
+        drop_snapshot=partial(drop_snapshot_of, project),
     )
 
 
