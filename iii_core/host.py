@@ -142,9 +142,11 @@ class PluginHost:
             for record in records:
                 if not isinstance(record, kind):
                     raise PluginError(f"{implementation.function.__name__} yielded {record!r}, not a {kind.__name__}")
-        except (Exception, SystemExit) as error:  # a plugin's own fault must not end the program, not even sys.exit()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: ASYNC103 - a plugin's own fault must not end the program, not even sys.exit()
             self._fail(implementation.plugin_name, error)
-            return []
+            return []  # noqa: ASYNC104
         return [Declared(record=record, plugin=info) for record in records if isinstance(record, kind)]
 
     def _discover(self, blocked: set[str]) -> None:
@@ -164,7 +166,9 @@ class PluginHost:
         self._plugins[_key(info)] = info
         try:
             self._admit(entry.load(), info)
-        except (Exception, SystemExit) as error:  # whatever a broken plugin does at import is its own fault
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: ASYNC103 - whatever a broken plugin does at import is its own fault
             self._fail(_key(info), error)
 
     def _admit(self, plugin: object, info: PluginInfo) -> None:
@@ -222,8 +226,10 @@ def _words(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         return f"{kind}: {error}"
-    except (Exception, SystemExit) as another:
-        return f"{kind} (its text cannot be had: {type(another).__name__})"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:  # noqa: ASYNC103 - nothing here is cancelled: no event loop runs yet
+        return f"{kind} (its text cannot be had: {type(another).__name__})"  # noqa: ASYNC104
 
 
 def _key(info: PluginInfo) -> str:

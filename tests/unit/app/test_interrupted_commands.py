@@ -45,6 +45,7 @@ async def remove_and_leave(application: Application) -> None:
         await trio.testing.wait_all_tasks_blocked(0.05)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_removal_that_nobody_waits_for_is_finished(project: Project) -> None:
     layer = project.state_dir / "writable" / "w"
     async with open_application(project, PluginHost.create()) as application:
@@ -55,6 +56,7 @@ async def test_a_removal_that_nobody_waits_for_is_finished(project: Project) -> 
         assert not layer.exists()
 
 
+@pytest.mark.usefixtures("transport")
 async def test_so_it_is_where_the_engine_ends_before(project: Project) -> None:
     layer = project.state_dir / "writable" / "w"
     async with open_application(project, PluginHost.create()) as application:

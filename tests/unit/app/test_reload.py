@@ -12,6 +12,8 @@ from iii_core.errors import AddressInUse
 from iii_core.host import PluginHost
 from iii_core.project.locate import Project, read_record
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -14,6 +14,8 @@ from iii_core.project.config import parse_config
 from iii_core.project.read import parse_document
 from iii_core.records import Transport
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 def config_of(text: str) -> EngineConfig:
     config = parse_config(parse_document(text, name="config.yaml"))

@@ -15,13 +15,10 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from iii_core.host import ENTRY_POINT_GROUP
 
 SCRIPT = str(Path(sys.executable).with_name("iii"))
 DOUBLE = str(Path(__file__).with_name("enginedouble.py"))
@@ -193,13 +190,6 @@ def running_engine(project: Iii) -> Iterator[Iii]:
     double.stdin.close()
     double.stdout.close()
     double.wait(10)
-
-
-@pytest.fixture
-def transport() -> None:
-    """For tests in which something connects: the core alone (``tox -e core-only``) has nothing to connect with."""
-    if not entry_points(group=ENTRY_POINT_GROUP):
-        pytest.skip("no plugin is installed")
 
 
 @pytest.fixture

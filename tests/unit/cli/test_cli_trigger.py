@@ -191,7 +191,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, shared_engine: Any) -> Ite
 
 
 @pytest.fixture(scope="module")
-def shop(running: Any) -> Iterator[None]:
+def shop(transport: None, running: Any) -> Iterator[None]:
     """A worker that is connected to the engine of `running`."""
     port = json.loads((running.root / ".iii/engine.json").read_text())["port"]
     program = [sys.executable, str(Path(__file__).with_name("shopworker.py")), str(port)]
