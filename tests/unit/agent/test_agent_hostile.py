@@ -276,7 +276,7 @@ def test_no_bytes_of_a_guest_do_more_than_end_the_link(pieces: list[bytes], star
         await guest.stream.aclose()
 
     async def main() -> None:
-        async with agent_of(script) as agent:
+        async with agent_of(script, AgentTimeouts(boot=5, spawn=5)) as agent:
             with trio.fail_after(5):
                 try:
                     process = await agent.spawn(SPEC)

@@ -198,7 +198,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if data:  # whoever has a whole answer may have hung up
+            self.wfile.write(data)
 
     def handle(self) -> None:
         with suppress(ConnectionError):
