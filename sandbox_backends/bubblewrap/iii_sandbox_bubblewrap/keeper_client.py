@@ -200,7 +200,10 @@ async def _greeting(sock: socket.socket) -> tuple[dict[str, Any], int]:
                 return facts, descriptors[0]
         else:
             facts = {"error": "the namespace keeper ended at once"}
-    raise BackendUnavailable(f"namespaces for sandboxes cannot be made: {facts['error']}", hint=namespace_remedy())
+    raise BackendUnavailable(
+        f"namespaces for sandboxes cannot be made: {facts['error']}",
+        hint=remedy(str(facts["error"])) or namespace_remedy(),
+    )
 
 
 async def _wait_ended(init: int) -> None:

@@ -12,6 +12,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"/disk: (wrong fs type|can't read superblock)",
         "its disk may be damaged: remove the worker and add it again",
     ),
+    (
+        r"mount bind on /: Invalid argument",
+        "iii runs in a chroot whose root is no mount point: before entering it, as root: mount --bind FOLDER FOLDER",
+    ),
     (r"unknown filesystem type 'squashfs'", "as root: modprobe squashfs"),
     (
         r"loop device|mount failed: Operation not permitted",
