@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from iii_core.sandbox import linux
 from iiitools import leftovers
 from iiitools.registry import Registry, run_registry
 from iiitools.workerimages import build_math_worker
@@ -260,7 +261,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder of the demo")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    leftovers.adopt_orphans()
+    linux.adopt_orphans()
 
     start = time.monotonic()
     folder = Path(tempfile.gettempdir(), f"iii-demo-{secrets.token_hex(4)}")

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 from pathlib import Path
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 SETTLE_SECONDS = 3.0
-
-
-def adopt_orphans() -> None:
-    """From now on, descendants whose parent dies become children of this process and not of init."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def remove(folder: Path) -> list[str]:

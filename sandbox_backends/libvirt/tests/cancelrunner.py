@@ -9,7 +9,6 @@ Prints one JSON object per step: its number, what went wrong (null: nothing), wh
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -26,10 +25,10 @@ from iii_sandbox_libvirt.policy import Accelerator, Settings
 
 from iii_core.errors import SandboxNotFound
 from iii_core.records import OpenContext
+from iii_core.sandbox import linux
 from iii_core.sandbox.port import Egress, Limits, Mount, Phase, RootImage, SandboxDriver, SandboxSpec
 from iii_core.testing.sandbox_harness import agent_of, cancelled_at, descendants, run_well
 
-PR_SET_CHILD_SUBREAPER = 36
 EVERY = 14  # steps that are all taken; of the later ones, which poll, a sample
 image, home, folder = (Path(argument) for argument in sys.argv[1:4])
 method, _, wish = sys.argv[4].partition("-")
@@ -118,5 +117,5 @@ async def main() -> None:
             await run_well(agent, ("/bin/id",))
 
 
-ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+linux.adopt_orphans()
 trio.run(main)

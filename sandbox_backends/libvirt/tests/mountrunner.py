@@ -7,7 +7,6 @@ Prints one JSON object of what was found.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
@@ -23,10 +22,10 @@ from iii_sandbox_libvirt.policy import Accelerator, Settings
 
 from iii_core.errors import IIIError
 from iii_core.records import OpenContext
+from iii_core.sandbox import linux
 from iii_core.sandbox.port import Limits, Mount, RootImage, SandboxDriver, SandboxSpec
 from iii_core.testing.sandbox_harness import agent_of, descendants, run, run_well
 
-PR_SET_CHILD_SUBREAPER = 36
 image, home, folder = (Path(argument) for argument in sys.argv[1:4])
 found: dict[str, object] = {}
 SHOWN = folder / "shown"
@@ -82,5 +81,5 @@ async def main() -> None:
     print(json.dumps(found))
 
 
-ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+linux.adopt_orphans()
 trio.run(main)

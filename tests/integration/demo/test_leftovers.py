@@ -16,10 +16,11 @@ pytestmark = pytest.mark.integration
 PROGRAM = """
 import subprocess, sys
 from pathlib import Path
+from iii_core.sandbox import linux
 from iiitools import leftovers
 
 leftovers.SETTLE_SECONDS = 0.5
-leftovers.adopt_orphans()
+linux.adopt_orphans()
 subprocess.run(["sh", "-c", sys.argv[1]], check=True)
 print("\\n".join(leftovers.remove(Path(sys.argv[2]))))
 """
