@@ -33,8 +33,11 @@ def _process(context: OpenContext, config: dict[str, Any]) -> AbstractAsyncConte
 
 @pytest.mark.parametrize(
     ("open_host", "unprivileged"),
-    [(_inline, False), (_inline, True), (_process, False)],
-    ids=["inline", "inline-fuse", "process"],
+    [
+        pytest.param(_inline, False, id="inline"),
+        pytest.param(_inline, True, id="inline-fuse", marks=pytest.mark.long),  # ordinary users' tests have it as well
+        pytest.param(_process, False, id="process"),
+    ],
 )
 @pytest.mark.parametrize("check", sandbox_kit.CHECKS, ids=lambda check: check.__name__)
 async def test_conformance(
