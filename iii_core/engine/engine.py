@@ -6,7 +6,6 @@ new connections and the old ones dropped, then workers are asked to stop and giv
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -18,37 +17,27 @@ import msgspec
 import trio
 
 from iii_core import __version__
-from iii_core.engine.admission import CHANNEL_PREFIX, TELEMETRY_PATH, AdmissionRules, admit
 from iii_core.engine.client import LocalClient
 from iii_core.engine.config import EngineConfig, ListenerConfig
 from iii_core.engine.core import CoreWorker
+from iii_core.engine.frontdoor import FrontDoor
 from iii_core.engine.hosted import HostedSet
 from iii_core.engine.local import LocalWorker, make_record
 from iii_core.engine.observe import WorkerChanges, WorkerInfo, snapshot
-from iii_core.engine.policy import AccessDenied, Authenticate, allow_everything
+from iii_core.engine.policy import Authenticate, allow_everything
 from iii_core.engine.resolve import find_worker, settings_of, wanted_listeners
-from iii_core.engine.session import Session
-from iii_core.engine.tls import server_context
 from iii_core.errors import ConfigError, PluginMissing
-from iii_core.protocol import codes
-from iii_core.protocol.codec import encode
-from iii_core.protocol.messages import AccessError, ErrorBody
 from iii_core.records import InProcessWorker, OpenContext, Record, Transport
-from iii_core.transport.port import Limits, ListenAddress, Listener, Message
+from iii_core.transport.port import ListenAddress, Listener
 
 if TYPE_CHECKING:
     from iii_core.engine.inprocess import EngineClient
-    from iii_core.transport.port import ConnectionRequest, MessageTransport, Peer, Rejection
-
-log = logging.getLogger(__name__)
+    from iii_core.transport.port import MessageTransport
 
 R = TypeVar("R", bound=Record)
 
 DEFAULT_TRANSPORT: Final = "websocket"
 WORKER_GRACE: Final = 10.0
-AUTHENTICATION_TIMEOUT: Final = 30.0
-POLICY_VIOLATION: Final = 1008
-"""RFC 6455 §7.4.1. Unlike a clean close, old SDKs reconnect after it (spec protocol §11 #3)."""
 
 
 class Plugins(Protocol):
@@ -70,6 +59,7 @@ class Engine:
     def __init__(self, core: CoreWorker, plugins: Plugins | None, context: OpenContext, nurseries: _Nurseries) -> None:
         self._core = core
         self.router = core.router
+        self._front_door = FrontDoor(core)
         self._plugins = plugins
         self._context = context
         self._nurseries = nurseries
@@ -148,30 +138,7 @@ class Engine:
         Raises:
             TlsError: the files of ``settings.tls`` cannot be used.
         """
-        rules = AdmissionRules(
-            bound_host=settings.host,
-            allowed_hosts=settings.allowed_hosts,
-            allowed_origins=settings.allowed_origins,
-        )
-
-        def decide(request: ConnectionRequest) -> Rejection | None:
-            rejection = admit(rules, request)
-            if rejection is None and request.path.startswith(CHANNEL_PREFIX):
-                rejection = self._core.channels.admit(request)
-            return rejection
-
-        async def serve(peer: Peer) -> None:
-            try:
-                await self._serve(peer, authenticate)
-            except Exception:  # a fault of ours on one connection must not end the listener of all
-                log.exception("a connection failed")
-
-        return Listener(
-            admit=decide,
-            serve=serve,
-            limits=Limits(handshake_timeout=settings.handshake_timeout),
-            tls=server_context(settings.tls) if settings.tls else None,
-        )
+        return self._front_door.listener(settings, authenticate)
 
     async def serve_stream(
         self, stream: trio.abc.Stream, *, sandbox: str | None = None, transport: str | None = None
@@ -281,37 +248,6 @@ class Engine:
         context = self._context
         return replace(context, state_dir=context.state_dir / kind / name, runtime_dir=context.runtime_dir / name)
 
-    async def _serve(self, peer: Peer, authenticate: Authenticate) -> None:
-        path = peer.request.path
-        if path.startswith(CHANNEL_PREFIX):
-            await self._core.channels.serve(peer)
-            return
-        try:
-            with trio.fail_after(AUTHENTICATION_TIMEOUT):
-                policy = await authenticate(peer.request)
-        except AccessDenied as error:
-            await _deny(peer, error.message)
-            return
-        except Exception:  # a fault of the plugin, which must neither let anybody in nor end the listener
-            log.exception("authentication failed")
-            await _deny(peer, "authentication failed")
-            return
-        if path == TELEMETRY_PATH:
-            await self._consume_telemetry(peer)
-        else:
-            await Session(self.router, peer, policy, self._core.telemetry).run()
-
-    async def _consume_telemetry(self, peer: Peer) -> None:
-        try:
-            while True:
-                for message in await peer.receive_many():
-                    if not message.text:
-                        self._core.telemetry(None, message.data)
-        except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        finally:
-            peer.abort()
-
 
 @dataclass(frozen=True, slots=True)
 class _WorkerSettings:
@@ -386,15 +322,3 @@ async def open_engine(
                 core.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-async def _deny(peer: Peer, message: str) -> None:
-    error = AccessError(error=ErrorBody(code=codes.AUTH_ERROR, message=message))
-    try:
-        with trio.move_on_after(Limits().close_timeout):
-            await peer.send(Message(data=encode(error)))
-            await peer.close(POLICY_VIOLATION, codes.AUTH_ERROR)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    finally:
-        peer.abort()
