@@ -23,7 +23,7 @@ from iii_sandbox_guest.modules import resolve_modules
 import iii_core
 
 MEMORY = "2048M"
-MODULES = ("virtio_pci", "virtiofs", "overlay", "kvm_amd")  # TCG emulates AMD's kind of virtualisation (SVM) alone
+MODULES = ("virtio_pci", "virtiofs", "overlay", "vhost_vsock", "kvm_amd")  # TCG emulates AMD's virtualisation alone
 VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 BUSYBOX = Path("/bin/busybox")
 BRIEF = 10.0

@@ -34,6 +34,7 @@ def test_guests_run_with_kvm(kernel: Path, image: RootImage, tmp_path: Path) -> 
         assert said["exec"] == {"printed": "out\n", "code": 7}
         assert said["check"]["ok"] is True
         assert [check["name"] for check in said["check"]["checks"]] == ["lifecycle"]
+        assert said["vsock"] == {"printed": 300_000, "code": 3, "ended": 0}
     except BaseException:
         print(machine.report())
         raise
