@@ -50,24 +50,28 @@ async def _run(project: Project, plugins: PluginHost) -> int:
                     scope.cancel()
                 stop.set()
 
+        files = (project.config_path.name, project.lock_path.name)
         async with trio.open_nursery() as root:
             root.start_soon(watch_signals, root.cancel_scope)
-            async with open_application(project, plugins) as application, trio.open_nursery() as nursery:
-                _announce(application, plugins)
-                nursery.start_soon(_reload_on_change, application)
-                await stop.wait()
-                _say("stopping")
-                nursery.cancel_scope.cancel()
+            with closing(FileWatch(project.root, files)) as watch:  # before they are read: no change is missed
+                await _serve(project, plugins, watch, stop)
             root.cancel_scope.cancel()
         return 1 if forced else 0
 
 
-async def _reload_on_change(application: Application) -> None:
-    project = application.project
-    with closing(FileWatch(project.root, (project.config_path.name, project.lock_path.name))) as watch:
-        while True:
-            await watch.changed()
-            await _reload(application)
+async def _serve(project: Project, plugins: PluginHost, watch: FileWatch, stop: trio.Event) -> None:
+    async with open_application(project, plugins) as application, trio.open_nursery() as nursery:
+        nursery.start_soon(_reload_on_change, application, watch)
+        _announce(application, plugins)
+        await stop.wait()
+        _say("stopping")
+        nursery.cancel_scope.cancel()
+
+
+async def _reload_on_change(application: Application, watch: FileWatch) -> None:
+    while True:
+        await watch.changed()
+        await _reload(application)
 
 
 async def _reload(application: Application) -> None:

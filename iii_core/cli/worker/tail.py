@@ -42,6 +42,7 @@ class Follower:
             yield from self._read(self._file)
             if self._is_current(self._file):
                 return
+            yield from self._read(self._file)  # what was added before it was replaced, and after we had read it
             for missed in self._missed(self._file):
                 yield from self._change_to(missed)
         try:

@@ -178,6 +178,27 @@ class TestFollower:
         follower.close()
         log.close()
 
+    def test_what_is_added_and_rotated_while_it_looks_is_not_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log = RunLog(tmp_path, max_bytes=10)
+        follower, reader = Follower(tmp_path / LOG_FILE), LineReader()
+        log.write(STDOUT, b"zero\n")
+        assert texts(reader, follower) == ["zero"]
+        looks = follower._is_current
+
+        def write_first(file: Any) -> bool:
+            log._max_bytes = 1000
+            log.write(STDOUT, b"last of its file\n")
+            log._start_file()
+            log.write(STDOUT, b"first of the next\n")
+            return looks(file)
+
+        monkeypatch.setattr(follower, "_is_current", write_first)
+        assert texts(reader, follower) == ["last of its file", "first of the next"]
+        follower.close()
+        log.close()
+
     def test_a_line_without_end_is_given_in_pieces(self, tmp_path: Path) -> None:
         log = RunLog(tmp_path)
         follower, reader = Follower(tmp_path / LOG_FILE), LineReader()
