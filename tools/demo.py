@@ -24,6 +24,7 @@ from pathlib import Path
 
 from iii_core.sandbox import linux
 from iiitools import leftovers
+from iiitools.ports import reserved_port
 from iiitools.registry import Registry, run_registry
 from iiitools.workerimages import build_math_worker
 from iiitools.worktree import ROOT
@@ -31,7 +32,7 @@ from iiitools.worktree import ROOT
 III = ROOT / ".venv" / "bin" / "iii"
 COMMAND_SECONDS = 60.0
 READY_SECONDS = 180.0
-ENGINE_SECONDS = 20.0
+ENGINE_SECONDS = 60.0
 KERNELS = ROOT / "build" / "guest"
 GRACE_SECONDS = 5.0  # for an engine to end after a step that failed
 
@@ -45,13 +46,14 @@ class Demo:
 
     Args:
         folder: an empty folder for everything: registry, project, store, sockets.
+        port: for the engine.
         backend: the sandbox backend to ask for, or None for whatever is the strongest here.
     """
 
-    def __init__(self, folder: Path, backend: str | None) -> None:
+    def __init__(self, folder: Path, port: int, backend: str | None) -> None:
         self.folder = folder
         self.project = folder / "project"
-        self.port = free_port()
+        self.port = port
         self.backend = backend
         self.engine_log = folder / "engine.log"
         runtime = folder / "run"
@@ -88,10 +90,12 @@ class Demo:
             with step(f"iii worker add {reference}"):
                 expect("ready in", self.iii("worker", "add", reference, timeout=READY_SECONDS, show=True))
             with step("iii trigger math::add a=2 b=3"):
+                self.wait_function("math::add")
                 expect_sum(self.iii("trigger", "math::add", "a=2", "b=3"))
             with step("iii worker list"):
                 expect("math-worker", self.iii("worker", "list", show=True))
             with step("iii worker logs math-worker"):
+                self.wait_logged("adding 2 and 3")
                 expect("adding 2 and 3", self.iii("worker", "logs", "math-worker", show=True))
             with step("iii worker exec math-worker -- uname -a"):
                 expect("Linux", self.iii("worker", "exec", "math-worker", "--", "uname", "-a", show=True))
@@ -194,6 +198,20 @@ class Demo:
         print_indented(done.stdout + done.stderr)
         return done.stdout + done.stderr
 
+    def wait_function(self, function: str) -> None:
+        """Give a worker that has just connected the moment that it takes to register its function."""
+        self.wait_printed(f'"{function}"', "trigger", "engine::functions::list")
+
+    def wait_logged(self, text: str) -> None:
+        """Give what a worker printed before it answered the moment that it may take longer than the answer."""
+        self.wait_printed(text, "worker", "logs", "math-worker")
+
+    def wait_printed(self, text: str, *arguments: str) -> None:
+        """Run a command until it prints a text, or for long enough."""
+        deadline = time.monotonic() + COMMAND_SECONDS
+        while text not in self.iii(*arguments) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def log_tail(self) -> str:
         """The engine's last words."""
         text = self.engine_log.read_text(errors="replace") if self.engine_log.exists() else ""
@@ -234,13 +252,6 @@ def print_indented(text: str) -> None:
         print(f"  │ {line}")
 
 
-def free_port() -> int:
-    """A port of loopback that nothing listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def guarded(action: Callable[[], None], folder: Path) -> list[str]:
     """Run the demo and clean up after it; returns what went wrong, if anything did."""
     problems: list[str] = []
@@ -266,7 +277,8 @@ def main() -> int:
     start = time.monotonic()
     folder = Path(tempfile.gettempdir(), f"iii-demo-{secrets.token_hex(4)}")
     folder.mkdir(mode=0o700)
-    problems = guarded(Demo(folder, arguments.backend).run, folder)
+    with reserved_port() as port:
+        problems = guarded(Demo(folder, port, arguments.backend).run, folder)
     if arguments.keep:
         print(f"kept {folder}")
     else:

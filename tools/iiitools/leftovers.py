@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
+
+from iiitools.processes import still_running
 
 SETTLE_SECONDS = 3.0
 
@@ -25,8 +28,9 @@ def remove(folder: Path) -> list[str]:
 
 def kill_descendants() -> list[str]:
     """Descendants that did not end within `SETTLE_SECONDS`, by command line; they are dead afterwards."""
-    children = psutil.Process().children(recursive=True)
-    _, alive = psutil.wait_procs(children, timeout=SETTLE_SECONDS)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (alive := still_running(psutil.Process().children(recursive=True))) and time.monotonic() < deadline:
+        psutil.wait_procs(alive, timeout=0.1)  # and look again: those that end may have started others
     names: list[str] = []
     for process in alive:
         try:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import http.client
 import json
 import os
 import re
 import secrets
+import ssl
 import subprocess
 import tempfile
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-START_SECONDS = 15
+from iiitools.waiting import wait_until
+
+START_SECONDS = 60
 STOP_SECONDS = 5
+ANSWER_SECONDS = 60
 PUSH_SECONDS = 120
 
 _LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
@@ -67,8 +72,24 @@ class Registry:
         return {} if self.certificate is None else {"SSL_CERT_FILE": str(self.certificate)}
 
     def requests(self) -> list[str]:
-        """The access log: one line for each request answered so far."""
-        return [line for line in self.log if '"GET ' in line or '"HEAD ' in line]
+        """The access log: one line for each request answered so far.
+
+        The registry writes a line after it has answered, and we read it some time later; so a request of our own is
+        made, and waited for to be logged.
+        """
+        mark = f"mark={secrets.token_hex(8)}"
+        connection = self._connect()
+        with closing(connection):
+            connection.request("GET", f"/v2/?{mark}")
+            connection.getresponse().read()
+        wait_until(lambda: any(mark in line for line in self.log), told=lambda: self.log[-5:])
+        return [line for line in self.log if ('"GET ' in line or '"HEAD ' in line) and "/v2/?mark=" not in line]
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self.certificate is None:
+            return http.client.HTTPConnection(self.address, timeout=ANSWER_SECONDS)
+        trusted = ssl.create_default_context(cafile=self.certificate)
+        return http.client.HTTPSConnection(self.address, timeout=ANSWER_SECONDS, context=trusted)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from iiitools.waiting import PATIENCE
+
 
 class Terminal:
     """A running program; ``with`` ends it. ``seen`` is what was shown and not yet matched by `expect`."""
@@ -43,7 +45,7 @@ class Terminal:
         """Press keys; ``b"\\x03"`` is Ctrl-C."""
         os.write(self._master, keys)
 
-    def expect(self, pattern: bytes, timeout: float = 20) -> re.Match[bytes]:
+    def expect(self, pattern: bytes, timeout: float = PATIENCE) -> re.Match[bytes]:
         """Wait until ``pattern`` is shown, and take everything up to there.
 
         Raises:
@@ -56,7 +58,7 @@ class Terminal:
         self.seen = self.seen[found.end() :]
         return found
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for the end, reading on; the exit code. Raises `subprocess.TimeoutExpired`."""
         deadline = time.monotonic() + timeout
         while self._read(deadline):

@@ -19,24 +19,24 @@ from pathlib import Path
 from iii_core.sandbox import linux
 from iiitools import leftovers
 
-leftovers.SETTLE_SECONDS = 0.5
+leftovers.SETTLE_SECONDS = float(sys.argv[3])
 linux.adopt_orphans()
 subprocess.run(["sh", "-c", sys.argv[1]], check=True)
 print("\\n".join(leftovers.remove(Path(sys.argv[2]))))
 """
 
 
-def what_is_left_by(script: str, folder: Path, *wrapper: str) -> list[str]:
+def what_is_left_by(script: str, folder: Path, *wrapper: str, settle: float = 0.5) -> list[str]:
     """The findings after a shell script, in a process of its own (it adopts orphans)."""
-    command = [*wrapper, sys.executable, "-c", PROGRAM, script, str(folder)]
+    command = [*wrapper, sys.executable, "-c", PROGRAM, script, str(folder), str(settle)]
     environment = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1] if done.stdout.strip() else []
 
 
 def test_nothing_is_found_where_nothing_is_left(tmp_path: Path) -> None:
-    assert what_is_left_by("sleep 0.1 &", tmp_path) == []
+    assert what_is_left_by("sleep 0.1 &", tmp_path, settle=30) == []
 
 
 def test_a_daemon_is_found_and_killed(tmp_path: Path) -> None:
