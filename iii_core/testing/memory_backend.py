@@ -13,7 +13,7 @@ backends::
         driver = await host.driver("memory")
 
 Faults on demand: `MemoryBackend.boot_error`, `MemoryBackend.boot_delay`, `MemoryBackend.save_error`,
-`MemoryBackend.crash`.
+`MemoryBackend.save_delay`, `MemoryBackend.crash`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class MemoryBackend:
         boot_error: while set, boots fail with it as their console.
         boot_delay: seconds that a boot takes.
         save_error: while set, sandboxes cannot be saved, for that reason.
-        save_delay: seconds that saving takes, in which there is no link.
+        save_delay: seconds that saving takes, in which there is no link; the end of the sandbox ends it too.
+        saving: which sandboxes are being saved just now: their links are broken, and no state is there yet.
         probe_result: what the backend says of itself.
         single_user: what `SandboxState.single_user` says.
     """
@@ -73,6 +74,7 @@ class MemoryBackend:
         self.boot_delay = 0.0
         self.save_error: str | None = None
         self.save_delay = 0.0
+        self.saving: set[str] = set()
         self.probe_result = ProbeResult(ok=True)
         self.single_user = False
         self._drivers: set[_MemoryDriver] = set()
@@ -278,7 +280,12 @@ class _MemoryDriver(SandboxDriver):
             with new_folder(folder) as fresh:
                 boot.connect()
                 write_state(fresh, sandbox.spec, [process.as_json() for process in boot.guest.kept])
-                await trio.sleep(self._backend.save_delay)
+                self._backend.saving.add(sandbox_id)
+                try:
+                    with trio.move_on_after(self._backend.save_delay):
+                        await boot.ended.wait()
+                finally:
+                    self._backend.saving.discard(sandbox_id)
                 if boot.ended.is_set():
                     raise SandboxError(f"sandbox {sandbox_id!r} ended while it was saved", details=sandbox.details())
 

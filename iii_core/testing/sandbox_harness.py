@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -152,12 +152,15 @@ class SandboxesUnderTest:
         )
 
     def changed(self, before: Snapshot) -> list[str]:
-        """What is not as it was, in words; empty where nothing is left. Others may remove what is theirs."""
+        """What is not as it was, in words; empty where nothing is left.
+
+        Others may remove what is theirs, and what had ended before may be reaped.
+        """
         now = self.snapshot()
         new_groups = {group for group in now.groups - before.groups if self._may_be_ours(group)}
         new_mounts = {mount for mount in now.mounts - before.mounts if not is_foreign(mount, self._ids)}
         compared = (
-            ("processes", before.processes, now.processes),
+            ("processes", before.processes, before.processes | now.processes),
             ("mounts", before.mounts, before.mounts | new_mounts),
             ("control groups", before.groups, before.groups | new_groups),
             ("files", before.files, now.files),
@@ -240,8 +243,8 @@ def _paths_below(folder: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def nothing_left(under_test: SandboxesUnderTest) -> AsyncGenerator[None]:
-    """The block leaves the machine as it was, a moment later at most; but who had ended before may be reaped."""
-    before = replace(under_test.snapshot(), processes=frozenset(descendants(os.getpid(), zombies=False)))
+    """The block leaves the machine as it was, a moment later at most."""
+    before = under_test.snapshot()
     yield
     deadline = trio.current_time() + SETTLING
     while (left := under_test.changed(before)) and trio.current_time() < deadline:  # noqa: ASYNC110

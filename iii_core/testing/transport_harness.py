@@ -25,10 +25,10 @@ from iii_core.transport.port import (
 
 E = TypeVar("E", bound=Exception)
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 """Seconds after which a check that waits has failed."""
 
-LIMITS = Limits(max_message=256 * 1024, handshake_timeout=5.0, close_timeout=0.3)
+LIMITS = Limits(max_message=256 * 1024, handshake_timeout=PATIENCE / 2, close_timeout=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

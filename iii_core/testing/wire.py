@@ -13,7 +13,7 @@ import trio.testing
 from iii_core.testing.memory_transport import MemoryPeer
 from iii_core.transport.port import Message, MessageTransport, Peer
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which a frame that should come counts as missing."""
 
 

@@ -312,11 +312,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(context: OpenContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """With a kit that waits for seconds where it would wait for half a minute: everything is in this process."""
-    for module in (sandbox_harness, sandbox_kit, sandbox_kit_faults, sandbox_kit_snapshots):
-        monkeypatch.setattr(module, "PATIENCE", 2.0)
-    monkeypatch.setattr(sandbox_harness, "SETTLING", 0.3)
+def bench(context: OpenContext, tmp_path: Path) -> Iterator[Bench]:
     folder = tmp_path / "sandboxes"
     folder.mkdir()
     made = Bench(context, folder)
@@ -325,8 +321,11 @@ def bench(context: OpenContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 async def fails(check: sandbox_kit.Check, under_test: Sandboxes) -> bool:
-    """Whether the check fails by itself."""
-    with trio.move_on_after(40) as limit:
+    """Whether the check fails by itself; it waits for seconds where it would wait for half a minute."""
+    with pytest.MonkeyPatch.context() as patch, trio.move_on_after(40) as limit:
+        for module in (sandbox_harness, sandbox_kit, sandbox_kit_faults, sandbox_kit_snapshots):
+            patch.setattr(module, "PATIENCE", 2.0)
+        patch.setattr(sandbox_harness, "SETTLING", 0.3)
         try:
             await check(under_test)
         except Exception:

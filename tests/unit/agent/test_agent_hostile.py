@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import trio
@@ -25,6 +25,12 @@ STARTED = encode(Kind.STARTED, [(Tag.PID, 5)])
 EXIT = encode(Kind.EXIT, [(Tag.CODE, 3)])
 SPEC = ProcessSpec(argv=["x"], env={})
 TIMEOUTS = AgentTimeouts(boot=0.3, spawn=0.3)
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Everything here is in memory, so time may jump: what takes how long says nothing of the machine."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
 
 
 class Guest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -14,6 +14,12 @@ from iii_core.app.watch import DEBOUNCE, FileWatch
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """What a file tells is there as soon as it is written, so time may jump."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
 
 
 def overwrite(path: Path) -> None:

@@ -40,9 +40,16 @@ async def remove_and_leave(application: Application) -> None:
     async with application._reloading:
         with closing(FileWatch(project.root, ("config.yaml",))) as watch:
             async with open_stream(project, "worker.remove", {"names": ["w"]}):
-                with trio.fail_after(10):
+                with trio.fail_after(30):
                     await watch.changed()
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await removal_waits(application)
+
+
+async def removal_waits(application: Application) -> None:
+    """Wait until the removal has got as far as the lock that the test holds."""
+    with trio.fail_after(30):
+        while not application._reloading.statistics().tasks_waiting:  # noqa: ASYNC110 - a lock tells nobody
+            await trio.sleep(0.005)
 
 
 @pytest.mark.usefixtures("transport")
@@ -64,9 +71,9 @@ async def test_so_it_is_where_the_engine_ends_before(project: Project) -> None:
         await application._reloading.acquire()
         with closing(FileWatch(project.root, ("config.yaml",))) as watch:
             async with open_stream(project, "worker.remove", {"names": ["w"]}):
-                with trio.fail_after(10):
+                with trio.fail_after(30):
                     await watch.changed()
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await removal_waits(application)
         application._reloading.release()
     assert not layer.exists()
     async with open_application(project, PluginHost.create()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,9 @@ from iii_core.app.application import open_application
 from iii_core.errors import AddressInUse
 from iii_core.host import PluginHost
 from iii_core.project.locate import Project, read_record
+from iiitools.ports import reserved_port
 
 pytestmark = pytest.mark.usefixtures("transport")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def configure(project: Project, port: int) -> None:
@@ -35,9 +31,10 @@ def project(tmp_path: Path) -> Project:
 
 
 async def test_commands_are_told_of_a_port_that_a_reload_changed(project: Project) -> None:
-    first, second = free_port(), free_port()
-    configure(project, first)
-    async with open_application(project, PluginHost.create()) as application:
+    async with AsyncExitStack() as stack:
+        first, second = (stack.enter_context(reserved_port()) for _ in range(2))
+        configure(project, first)
+        application = await stack.enter_async_context(open_application(project, PluginHost.create()))
         before = read_record(project)
         configure(project, second)
         await application.reload()

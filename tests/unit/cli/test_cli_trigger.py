@@ -304,4 +304,4 @@ def test_no_answer_in_time(iii: Any) -> None:
         done = iii("trigger", "f", "--port", str(listener.getsockname()[1]), "--timeout-ms", "400")
         assert done.code == 1
         assert "no answer from 'f' within 0.4 s" in done.err
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30

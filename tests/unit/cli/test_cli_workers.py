@@ -373,7 +373,7 @@ def test_an_engine_that_dies_in_mid_request(engine: Any) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert b"[W201] the engine ended before it answered" in err
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9, "the process of the worker ends after 9 s"
 
 
 def test_a_control_socket_that_is_gone_is_not_an_engine_that_is(engine: Any, runtime: Path) -> None:

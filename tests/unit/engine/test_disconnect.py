@@ -52,7 +52,7 @@ async def observer_of(bench: Any) -> WireWorker:
 
 
 async def gone(bench: Any, worker: WireWorker) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async for workers in bench.engine.worker_changes():
             if all(found.id != worker.worker_id for found in workers):
                 return

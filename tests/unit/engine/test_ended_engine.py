@@ -66,7 +66,7 @@ async def test_who_waits_is_told() -> None:
         except IIIError as error:
             told.append(error.code)
 
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery, open_engine() as engine:
             engine.client("mine").register_function("a::forever", never)
             caller = engine.client("caller")

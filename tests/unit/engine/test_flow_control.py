@@ -14,6 +14,12 @@ from iii_core.protocol.limits import EngineLimits
 KIB = 1024
 
 
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Everything here is in memory, so time may jump: what takes how long says nothing of the machine."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
+
+
 async def provide(worker: Any, function_id: str) -> None:
     await worker.send("registerfunction", id=function_id)
     await worker.settle()

@@ -31,6 +31,12 @@ from iii_core.transport.port import ConnectionRequest, Listener, MessageTranspor
 LISTENER = ListenerConfig(port=0, transport="memory")
 
 
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Everything here is in memory, so time may jump: what takes how long says nothing of the machine."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = "sample"
     fail: bool = False

@@ -12,6 +12,12 @@ import trio.testing
 from iii_core.transport.port import Message
 
 
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Everything here is in memory, so time may jump: what takes how long says nothing of the machine."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
+
+
 async def subscribe(worker: Any, kind: str, function_id: str = "on::event", **fields: Any) -> None:
     await worker.send("registerfunction", id=function_id)
     await worker.send(

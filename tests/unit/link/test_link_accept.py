@@ -62,7 +62,7 @@ def use_up_descriptors(files: ExitStack) -> None:
 
 
 async def until(count: int, served: list[trio.SocketStream]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while len(served) != count:  # noqa: ASYNC110 - tells when a client's connection has come
             await trio.sleep(0.01)
 
@@ -80,7 +80,7 @@ async def test_a_connection_without_a_place_is_not_accepted() -> None:
             assert open_descriptors() == before + 20 + 1  # the clients' own, and one that is served
             oldest = served[0]
             first.close()
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while len(served) != 2 or oldest in served:  # noqa: ASYNC110
                     await trio.sleep(0.01)
 

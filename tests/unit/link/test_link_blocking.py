@@ -52,7 +52,7 @@ def test_messages_until_the_stream_is_closed() -> None:
         await stream.close()
 
     with acceptor(serve) as connection:
-        messages = [json.loads(payload) for payload in converse(connection, b"hello", timeout=5)]
+        messages = [json.loads(payload) for payload in converse(connection, b"hello", timeout=30)]
     assert messages[:2] == [{"echo": "hello", "number": 0}, {"echo": "hello", "number": 1}]
     assert len(messages) == 201
 
@@ -72,7 +72,7 @@ def test_leaving_early_is_noticed_by_the_peer() -> None:
         for _ in converse(connection, b""):
             break
         connection.close()
-        assert left.wait(5)
+        assert left.wait(30)
 
 
 def test_a_peer_that_is_slow_is_given_up() -> None:
@@ -103,7 +103,7 @@ def scripted(*answers: bytes, request: bytes = b"x") -> list[bytes]:
         thread = threading.Thread(target=answer)
         thread.start()
         try:
-            return list(converse(ours, request, timeout=5))
+            return list(converse(ours, request, timeout=30))
         finally:
             thread.join()
 

@@ -47,7 +47,7 @@ async def test_a_violation_ends_the_link_for_everybody(data: bytes) -> None:
             frames.encode_frame(frames.OPEN, 1, b"") if data[4] != frames.OPEN and b"nobody" in data else b""
         )
         await peer.send_all(data)
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await mux.wait_closed()
         with pytest.raises(LinkError) as caught:
             mux.check()
@@ -57,7 +57,7 @@ async def test_a_violation_ends_the_link_for_everybody(data: bytes) -> None:
 async def test_an_initiator_takes_no_streams() -> None:
     async with served(Role.INITIATOR) as (mux, peer):
         await peer.send_all(OPEN)
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await mux.wait_closed()
         with pytest.raises(LinkError, match="OPEN of stream 1"):
             await mux.open(b"")
@@ -195,7 +195,7 @@ def test_no_bytes_of_a_peer_do_more_than_end_the_link(pieces: list[bytes]) -> No
                     pass
             except LinkError:
                 pass
-            with trio.fail_after(1):
+            with trio.fail_after(20):
                 await mux.wait_closed()
 
     trio.run(main)

@@ -123,7 +123,7 @@ def test_two_streams_of_one_boot(path: Path) -> None:
 
     async def talk() -> None:
         console = Console(path)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             async with trio.open_nursery() as nursery, console.pipe(nursery) as one:
                 async with trio.open_nursery() as inner, console.pipe(inner) as two:
                     os.write(two, b"two\n")

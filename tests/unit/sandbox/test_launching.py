@@ -231,7 +231,7 @@ async def test_destroy_cuts_off_a_boot(bench: Bench) -> None:
 async def test_destroy_cuts_off_a_stop(bench: Bench) -> None:
     """It does not wait for the grace."""
     boot = await bench.started()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(bench.driver.stop, "one", grace=600))
             await trio.testing.wait_all_tasks_blocked()

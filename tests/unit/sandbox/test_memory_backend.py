@@ -178,8 +178,8 @@ async def test_power_off_asks_programs_first(context: OpenContext) -> None:
 
     async with agent_with(context, polite=polite) as agent:
         await agent.spawn(spec("polite"))
-        with trio.fail_after(5):
-            await agent.power_off(5)
+        with trio.fail_after(20):
+            await agent.power_off(20)
     assert ended == ["polite"]
 
 

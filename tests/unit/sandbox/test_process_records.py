@@ -44,7 +44,7 @@ def test_a_recorded_process_is_killed_and_forgotten(folder: Path, process: subpr
     assert names(folder) == {f"{process.pid}.{identity(process).started}.{BOOT}"}
     assert folder.stat().st_mode & 0o777 == 0o700
     assert ProcessRecords(folder).sweep() == [ProcessId(process.pid, int(_started(process)))]
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(30) == -signal.SIGKILL
     assert names(folder) == set()
     assert ProcessRecords(folder).sweep() == []
 

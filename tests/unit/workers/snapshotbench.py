@@ -10,7 +10,7 @@ import trio
 
 from iii_core.testing.memory_backend import MemoryProcess
 
-from .workerbench import Bench, open_bench, spec_of
+from .workerbench import SANDBOX, Bench, open_bench, spec_of
 
 PORT = 49134
 
@@ -66,8 +66,15 @@ async def open_world(folder: Path, worker: Worker, **changes: object) -> AsyncGe
 
 
 async def ready(bench: Bench) -> None:
-    with trio.fail_after(10):
-        await bench.supervisor.ready(10)
+    with trio.fail_after(30):
+        await bench.supervisor.ready(30)
+
+
+async def being_saved(bench: Bench) -> None:
+    """Wait until the backend is about to save the worker's sandbox: for `MemoryBackend.save_delay` seconds from now."""
+    with trio.fail_after(30):
+        while SANDBOX not in bench.backend.saving:  # noqa: ASYNC110 - it tells nobody
+            await trio.sleep(0.001)
 
 
 def states(folder: Path) -> list[str]:
@@ -76,5 +83,5 @@ def states(folder: Path) -> list[str]:
 
 async def stop(bench: Bench) -> None:
     bench.supervisor.request_stop()
-    with trio.fail_after(15):
+    with trio.fail_after(30):
         await bench.supervisor.stopped()

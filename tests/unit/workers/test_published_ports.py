@@ -15,6 +15,7 @@ from iii_core.project.sandbox_settings import PublishedPort
 from iii_core.sandbox.agent import Agent
 from iii_core.workers import ports as ports_module
 from iii_core.workers.ports import open_ports
+from iiitools.ports import reserved_port
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -35,23 +36,17 @@ class Inside:
         await self.gone.wait()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @asynccontextmanager
 async def published(serve: Serve, notes: list[str]) -> AsyncGenerator[tuple[int, Inside]]:
     """A host port that leads to ``serve``; another one beside it leads nowhere."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     inside = Inside({80: listener.socket.getsockname()[1]})
-    host = free_port()
-    async with open_ports([PublishedPort(host=host, guest=80)]) as ports, trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, [listener])
-        nursery.start_soon(ports.serve, cast("Agent", inside), notes.append)  # noqa: ASYNC113  # it listens already
-        yield host, inside
-        nursery.cancel_scope.cancel()
+    with reserved_port() as host:
+        async with open_ports([PublishedPort(host=host, guest=80)]) as ports, trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, serve, [listener])
+            nursery.start_soon(ports.serve, cast("Agent", inside), notes.append)  # noqa: ASYNC113  # it listens already
+            yield host, inside
+            nursery.cancel_scope.cancel()
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -61,7 +56,7 @@ async def echo(stream: trio.SocketStream) -> None:
 
 
 async def test_bytes_go_both_ways_and_ends_are_passed_on() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with (
             published(echo, []) as (port, _),
             await trio.open_tcp_stream("127.0.0.1", port) as one,
@@ -87,7 +82,7 @@ async def test_one_that_leaves_is_seen_inside() -> None:
         except trio.BrokenResourceError:
             left.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with published(serve, []) as (port, _):
             async with await trio.open_tcp_stream("127.0.0.1", port) as client:
                 await client.receive_some()
@@ -97,8 +92,7 @@ async def test_one_that_leaves_is_seen_inside() -> None:
 async def test_nobody_inside_is_the_end_of_the_connection_and_noted_once() -> None:
     """Whoever may connect could fill the worker's log otherwise."""
     notes: list[str] = []
-    port = free_port()
-    with trio.fail_after(10):
+    with reserved_port() as port, trio.fail_after(30):
         async with open_ports([PublishedPort(host=port, guest=81)]) as ports, trio.open_nursery() as nursery:
             nursery.start_soon(ports.serve, cast("Agent", Inside({})), notes.append)  # noqa: ASYNC113  # it listens already
             for _ in range(2):
@@ -110,7 +104,7 @@ async def test_nobody_inside_is_the_end_of_the_connection_and_noted_once() -> No
 
 async def test_connections_are_bounded_and_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports_module, "MAX_CONNECTIONS", 1)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with (
             published(echo, []) as (port, _),
             await trio.open_tcp_stream("127.0.0.1", port) as first,
@@ -127,7 +121,7 @@ async def test_connections_are_bounded_and_wait(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_they_end_with_the_link() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with published(echo, []) as (port, inside), await trio.open_tcp_stream("127.0.0.1", port) as client:
             await client.send_all(b"1")
             assert await client.receive_some() == b"1"
@@ -137,10 +131,10 @@ async def test_they_end_with_the_link() -> None:
 
 
 async def test_addresses_that_cannot_be_had() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken, reserved_port() as other:
         port = taken.getsockname()[1]
         with pytest.raises(AddressInUse, match=f"cannot publish port 80 at 127.0.0.1:{port}: the address is taken"):
-            async with open_ports([PublishedPort(host=free_port(), guest=80), PublishedPort(host=port, guest=80)]):
+            async with open_ports([PublishedPort(host=other, guest=80), PublishedPort(host=port, guest=80)]):
                 pass
     with pytest.raises(ConfigError, match=r"cannot publish port 80 at 192\.0\.2\.1:80"):
         async with open_ports([PublishedPort(host=80, guest=80, address="192.0.2.1")]):

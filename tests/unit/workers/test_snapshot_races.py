@@ -14,7 +14,7 @@ from iii_core.workers.saving import SaveOrders, SnapshotKeeper
 from iii_core.workers.snapshots import SnapshotStore
 from iii_core.workers.state import Phase
 
-from .snapshotbench import Worker, open_world, ready, states
+from .snapshotbench import Worker, being_saved, open_world, ready, states
 from .workerbench import Bench
 
 
@@ -79,11 +79,11 @@ async def test_deleted_while_it_is_saved(tmp_path: Path, *, earlier: bool) -> No
         if earlier:
             await bench.supervisor.snapshot()
             await ready(bench)
-        bench.backend.save_delay = 0.2
+        bench.backend.save_delay = 1
         saves = Saves(bench)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(saves.save)
-            await bench.until(Phase.SAVING)
+            await being_saved(bench)
             assert await bench.supervisor.snapshots.drop() is True
             assert states(tmp_path) == [], "what it was told is so"
         assert len(saves.facts) == 1

@@ -32,7 +32,7 @@ from .workerbench import SANDBOX, ends_with, open_bench, run_on, spec_of
 
 
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
+def anyio_backend(no_threads: None) -> tuple[str, dict[str, Any]]:
     """Nothing here waits for anything outside, so time may jump."""
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
 

@@ -28,7 +28,7 @@ ENGINE = 49134
 
 
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
+def anyio_backend(no_threads: None) -> tuple[str, dict[str, Any]]:
     """Nothing here waits for anything outside, so time may jump."""
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0.005)}
 

@@ -16,7 +16,7 @@ from iii_core.workers import run as run_module
 from iii_core.workers import saving
 from iii_core.workers.state import Phase
 
-from .snapshotbench import Worker, open_world, ready, states, stop
+from .snapshotbench import Worker, being_saved, open_world, ready, states, stop
 from .workerbench import Bench, open_bench, spec_of
 
 
@@ -150,8 +150,7 @@ async def test_stopped_while_it_is_saved(tmp_path: Path) -> None:
                     await bench.supervisor.snapshot()
 
             nursery.start_soon(save)
-            await bench.until(Phase.SAVING)
-            await trio.sleep(0.2)
+            await being_saved(bench)
             await stop(bench)
         assert bench.supervisor.phase is Phase.STOPPED
         assert states(tmp_path) == []
@@ -161,7 +160,7 @@ async def test_its_sandbox_ends_while_it_is_saved(tmp_path: Path) -> None:
     worker = Worker()
     async with open_world(tmp_path, worker) as bench:
         await ready(bench)
-        bench.backend.save_delay = 0.5
+        bench.backend.save_delay = 60
         async with trio.open_nursery() as nursery:
 
             async def save() -> None:
@@ -169,8 +168,7 @@ async def test_its_sandbox_ends_while_it_is_saved(tmp_path: Path) -> None:
                     await bench.supervisor.snapshot()
 
             nursery.start_soon(save)
-            await bench.until(Phase.SAVING)
-            await trio.sleep(0.2)
+            await being_saved(bench)
             bench.backend.crash("w-1")
         await ready(bench)
         assert worker.began == [False, False]
@@ -185,12 +183,10 @@ async def test_the_process_ends_while_it_is_saved(tmp_path: Path) -> None:
         bench.backend.save_delay = 0.3
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.supervisor.snapshot)
-            await bench.until(Phase.SAVING)
-            await trio.sleep(0.15)
-            worker.exit = 4
+            await being_saved(bench)
             worker.processes[0].kill(15)
-        await bench.until(Phase.RESTARTING)
-        assert bench.supervisor.history.last_exit == "signal 15"
+            await bench.until(Phase.RESTARTING)
+            assert bench.supervisor.history.last_exit == "signal 15"
 
 
 async def test_who_fails_is_started_afresh(tmp_path: Path) -> None:
@@ -333,10 +329,10 @@ async def test_one_at_a_time(tmp_path: Path) -> None:
     worker = Worker()
     async with open_world(tmp_path, worker) as bench:
         await ready(bench)
-        bench.backend.save_delay = 0.3
+        bench.backend.save_delay = 1
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.supervisor.snapshot)
-            await bench.until(Phase.SAVING)
+            await being_saved(bench)
             with pytest.raises(WorkerNotRunning, match="saving"):
                 await bench.supervisor.snapshot()
         assert len(states(tmp_path)) == 2
