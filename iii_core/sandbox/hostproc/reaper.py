@@ -1,8 +1,9 @@
 """Reaps what is not ours: processes that were orphaned below us and fell to us as child subreaper (``prctl(2)``).
 
-A child that this program started has an owner that waits for it, and must not be reaped behind the owner's back. The
-kernel does not tell the two apart, but time does: an owner collects its child at once, so a zombie that is still there
-at a second look is nobody's.
+A child that this program started has an owner that waits for it, and must not be reaped behind the owner's back. What
+falls to us falls to our first thread (Linux, ``find_new_reaper``), so the children of the others, in which libraries
+fork and wait, are none of ours. Those that the first thread started are told apart by time: an owner collects its child
+at once, so a zombie that is still there at a second look is nobody's.
 """
 
 from __future__ import annotations
@@ -34,22 +35,14 @@ async def reap_orphans() -> None:
 
 
 def _zombies() -> Iterator[int]:
-    """Our children that have ended and wait to be reaped."""
-    try:
-        children = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in _children(task)]
-    except FileNotFoundError:  # a thread ended while we looked
-        return
-    for pid in children:
+    """Children of our first thread that have ended and wait to be reaped (proc_pid_task_children(5))."""
+    for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split()):
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if stat[stat.rindex(b")") + 2 :].startswith(b"Z"):
             yield pid
-
-
-def _children(task: Path) -> list[bytes]:
-    return (task / "children").read_bytes().split()
 
 
 def _reap(pid: int) -> None:

@@ -2,7 +2,8 @@
 
 QEMU is started as a daemon, so it falls to the sandbox host as child subreaper. The sandbox host reaps every orphan in
 the end, but takes its time to tell it from children that somebody still waits for; by their name these can be told at
-once.
+once. What libvirt forked itself and waits for is never touched, however long that takes on a busy machine: such a child
+is that of the thread that forked it, and an orphan is the first thread's (Linux, ``find_new_reaper``).
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from typing import Final
 import trio
 
 THREAD: Final = "iii-libvirt"
-"""The name of threads that libvirt forks in: a QEMU that is killed before it is one still has it. So do children that
-libvirt waits for itself, and it does so at once."""
-PATIENCE: Final = 1.0
+"""The name of threads that libvirt forks in: a QEMU that is killed before it is one still has it."""
 _INTERVAL: Final = 0.02
 _NAME_BYTES: Final = 15  # proc(5): a process's name is cut there
 
@@ -26,9 +25,8 @@ class Zombies:
     """Those of one program."""
 
     def __init__(self, program: str) -> None:
-        self._name = program.encode()[:_NAME_BYTES]
+        self._names = (program.encode()[:_NAME_BYTES], THREAD.encode())
         self._session = os.getsid(0)
-        self._early: dict[int, float] = {}
         self.spared: set[int] = set()
         """Those that somebody else collects, at once, to learn how they ended."""
 
@@ -39,26 +37,21 @@ class Zombies:
             await trio.sleep(_INTERVAL)
 
     def _reap_now(self) -> None:
-        dead = {pid: name for pid in set(self._children()) - self.spared if (name := self._name_of(pid)) is not None}
-        now = trio.current_time()
-        self._early = {pid: self._early.get(pid, now) for pid, name in dead.items() if name == THREAD.encode()}
-        for pid, name in dead.items():
-            if name == self._name or now - self._early.get(pid, now) > PATIENCE:
+        for pid in set(_orphans()) - self.spared:
+            if self._name_of(pid) in self._names:
                 with suppress(OSError):
                     os.waitpid(pid, os.WNOHANG)
 
-    def _children(self) -> list[int]:
-        found: list[int] = []
-        for task in Path("/proc/self/task").iterdir():
-            with suppress(OSError):
-                found += map(int, (task / "children").read_bytes().split())
-        return found
-
     def _name_of(self, pid: int) -> bytes | None:
-        """Of a zombie that has left our session: what libvirt waits for itself is mostly in ours (proc(5))."""
+        """Of a zombie that has left our session, as daemons have (proc(5))."""
         try:
             name, _, rest = Path(f"/proc/{pid}/stat").read_bytes().partition(b" (")[2].rpartition(b") ")
         except OSError:
             return None
         state, _, _, session, *_ = rest.split()
         return name if state == b"Z" and int(session) != self._session else None
+
+
+def _orphans() -> list[int]:
+    """The children of our first thread: those it started, and those that fell to us (proc_pid_task_children(5))."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split()]
