@@ -6,25 +6,28 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from iiitools.ports import reserved_port
 from iiitools.registry import Registry, run_registry
 from iiitools.terminal import Terminal
+from iiitools.waiting import PATIENCE, wait_until
 from iiitools.workerimages import build_math_worker
 
 III = Path(sys.executable).with_name("iii")
 WORKER = "math-worker"
+COMMAND_SECONDS = 100.0
+"""What a command takes at most on a busy machine; less than those take that wait for a worker in vain (120 s)."""
+CALL = ("trigger", "math::add", "a=2", "b=3")
 
 
 class IIIProject:
@@ -36,7 +39,8 @@ class IIIProject:
         self.runtime = Path(tempfile.mkdtemp(prefix="iii-test-"))
         self.config = folder / "config.yaml"
         self.log = folder / "engine.log"
-        self.port = free_port()
+        self._held = ExitStack()
+        self.port = self._held.enter_context(reserved_port())
         self.wrapper: list[str] = []
         self.engine: subprocess.Popen[bytes] | None = None
         self.environ = {
@@ -52,6 +56,7 @@ class IIIProject:
 
     def start(self) -> None:
         """Start the engine and wait until it says that it is ready."""
+        said = self.log.stat().st_size if self.log.exists() else 0  # by an engine of before
         with self.log.open("ab") as log:
             self.engine = subprocess.Popen(
                 [*self.wrapper, III],
@@ -61,14 +66,16 @@ class IIIProject:
                 stdout=log,
                 stderr=log,
             )
-        offset = 0
-        deadline = time.monotonic() + 20
-        while b"engine ready on" not in self.log.read_bytes()[offset:]:
-            assert self.engine.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
 
-    def stop(self, how: int = signal.SIGTERM, timeout: float = 40) -> int:
+        def is_ready() -> bool:
+            ended = self.engine is None or self.engine.poll() is not None
+            ready = b"engine ready on" in self.log.read_bytes()[said:]
+            assert ready or not ended, self.log.read_text()
+            return ready
+
+        wait_until(is_ready, told=self.engine_log)
+
+    def stop(self, how: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """End the engine; returns its exit code."""
         assert self.engine is not None
         self.engine.send_signal(how)
@@ -77,7 +84,7 @@ class IIIProject:
         return code
 
     def run(
-        self, *arguments: str, stdin: bytes | None = None, timeout: float = 50
+        self, *arguments: str, stdin: bytes | None = None, timeout: float = COMMAND_SECONDS
     ) -> subprocess.CompletedProcess[bytes]:
         """Run ``iii`` with these arguments."""
         return subprocess.run(
@@ -90,7 +97,7 @@ class IIIProject:
             check=False,
         )
 
-    def ok(self, *arguments: str, stdin: bytes | None = None, timeout: float = 50) -> str:
+    def ok(self, *arguments: str, stdin: bytes | None = None, timeout: float = COMMAND_SECONDS) -> str:
         """Run ``iii``, which must succeed; returns its stdout."""
         done = self.run(*arguments, stdin=stdin, timeout=timeout)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr, self.engine_log())
@@ -106,6 +113,15 @@ class IIIProject:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    @contextmanager
+    def session(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """As `popen`; killed at the end of the block."""
+        with self.popen(*arguments) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def type(self, *arguments: str) -> Terminal:
         """Start ``iii`` on a terminal of its own."""
@@ -125,10 +141,14 @@ class IIIProject:
 
     def wait_for(self, condition: Callable[[dict[str, Any]], object], name: str = WORKER) -> dict[str, Any]:
         """Wait until a worker's status meets a condition; that status."""
-        deadline = time.monotonic() + 30
-        while not condition(found := self.status(name)):
-            assert time.monotonic() < deadline, (found, self.engine_log())
-            time.sleep(0.1)
+        found: dict[str, Any] = {}
+
+        def is_met() -> object:
+            nonlocal found
+            found = self.status(name)
+            return condition(found)
+
+        wait_until(is_met, told=lambda: (found, self.engine_log()))
         return found
 
     def wait_running(self, name: str = WORKER) -> dict[str, Any]:
@@ -141,7 +161,34 @@ class IIIProject:
 
     def assert_callable(self) -> None:
         """``math-worker`` answers."""
-        assert json.loads(self.ok("trigger", "math::add", "a=2", "b=3", "--port", str(self.port))) == {"sum": 5}
+        assert json.loads(self.ok(*CALL, "--port", str(self.port))) == {"sum": 5}
+
+    def wait_callable(self, function: str = "math::add") -> None:
+        """Wait until a worker that has just come to run provides its function.
+
+        It is ready when it has connected to the engine, and it registers its functions a moment later.
+        """
+
+        def is_there() -> bool:
+            functions = json.loads(self.ok("trigger", "engine::functions::list"))["functions"]
+            return function in [row["function_id"] for row in functions]
+
+        wait_until(is_there, told=self.engine_log)
+
+    def wait_said(self, text: str) -> None:
+        """Wait until the engine has said something."""
+        wait_until(lambda: text in self.engine_log(), told=self.engine_log)
+
+    def wait_logged(self, text: str) -> None:
+        """Wait until the worker's stdout, in its log, ends with a line.
+
+        What a worker prints before it answers a call comes another way than the answer, and may come later.
+        """
+
+        def printed() -> str:
+            return self.ok("worker", "logs", WORKER, "--stream", "stdout")
+
+        wait_until(lambda: printed().splitlines()[-1:] == [text], told=printed)
 
     def descendants(self) -> list[psutil.Process]:
         """All processes below the engine."""
@@ -150,7 +197,18 @@ class IIIProject:
 
     def sandbox_host(self) -> psutil.Process:
         """The engine's sandbox host."""
-        return next(one for one in self.descendants() if "iii_core.sandbox.hostproc" in " ".join(one.cmdline()))
+        assert self.engine is not None
+        return next(one for one in psutil.Process(self.engine.pid).children() if _is_sandbox_host(one))
+
+    @contextmanager
+    def nothing_boots(self) -> Iterator[None]:
+        """For the time of the block, of far less than the 20 s after which the engine takes its host for dead."""
+        host = self.sandbox_host()
+        host.suspend()
+        try:
+            yield
+        finally:
+            host.resume()
 
     def engine_log(self) -> str:
         """What the engine said so far."""
@@ -164,13 +222,21 @@ class IIIProject:
             if self.engine is not None:
                 self.stop(signal.SIGKILL)
         shutil.rmtree(self.runtime, ignore_errors=True)
+        self._held.close()
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _is_sandbox_host(process: psutil.Process) -> bool:
+    try:
+        return "iii_core.sandbox.hostproc" in process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return False
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """For a worker to publish."""
+    with reserved_port() as reserved:
+        yield reserved
 
 
 @pytest.fixture(scope="session")
@@ -216,6 +282,7 @@ def working(project: IIIProject, registry: Registry) -> IIIProject:
     project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
     project.start()
     project.wait_running()
+    project.wait_callable()
     return project
 
 
@@ -223,7 +290,10 @@ def working(project: IIIProject, registry: Registry) -> IIIProject:
 def running(tmp_path_factory: pytest.TempPathFactory, home: Path, registry: Registry) -> Iterator[IIIProject]:
     """A project whose engine runs ``math-worker``; shared by a module's tests, which leave it so."""
     made = IIIProject(tmp_path_factory.mktemp("project"), home)
-    made.start()
-    made.ok("worker", "add", f"{registry.address}/math-worker:1.0")
-    yield made
-    made.close()
+    try:
+        made.start()
+        made.ok("worker", "add", f"{registry.address}/math-worker:1.0")
+        made.wait_callable()
+        yield made
+    finally:
+        made.close()

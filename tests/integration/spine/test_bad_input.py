@@ -18,7 +18,7 @@ from iiitools.registry import Registry, run_registry
 if TYPE_CHECKING:
     from conftest import IIIProject
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "math-worker"
 PINNED = "  iii-http:\n    version: 0.16.0\n    type: engine\n    dependencies: {}\n"
 
@@ -281,5 +281,6 @@ def test_a_worker_that_cannot_start_is_failed_with_the_reason(project: IIIProjec
     assert f"[iii] [W133] {reason}" in project.run("worker", "logs", "w").stderr.decode()
     assert project.row("w")["note"] == reason
     project.wait_running()
+    project.wait_callable()
     project.assert_callable()
     assert project.config.read_text() == text

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import IIIProject
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 def test_a_folder_goes_in_and_comes_back(running: IIIProject, tmp_path: Path) -> None:

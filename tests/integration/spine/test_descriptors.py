@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from iiitools.waiting import wait_until
+
+from .conftest import CALL
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import IIIProject
     from iiitools.registry import Registry
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+    from .conftest import IIIProject
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "math-worker"
 IDLE = 1100
 LIMIT = 1024
@@ -46,12 +51,6 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
@@ -60,7 +59,7 @@ def assert_well(project: IIIProject, said_before: int) -> None:
     """Commands answer, the worker still has its connection, and nothing has been said at length."""
     assert project.engine is not None
     assert open_files(project.engine.pid) < LIMIT * 4 // 5
-    project.ok("worker", "exec", NAME, "--", "true", timeout=10)
+    project.ok("worker", "exec", NAME, "--", "true")
     assert project.row()["status"] == "running"
     assert project.status()["restarts"] == 0
     said = project.log.read_text()[said_before:]
@@ -69,8 +68,9 @@ def assert_well(project: IIIProject, said_before: int) -> None:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_idle_connections_leave_descriptors_for_commands_and_workers(project: IIIProject, registry: Registry) -> None:
-    port = free_port()
+def test_idle_connections_leave_descriptors_for_commands_and_workers(
+    project: IIIProject, registry: Registry, port: int
+) -> None:
     project.config.write_text(
         f"workers:\n  - name: iii-worker-manager\n    config: {{port: {project.port}}}\n"
         f"  - name: {NAME}\n    image: {registry.address}/math-worker:1.0\n"
@@ -83,13 +83,12 @@ def test_idle_connections_leave_descriptors_for_commands_and_workers(project: II
     for pid in (project.engine.pid, project.sandbox_host().pid):
         assert re.search(rf"Max open files +{LIMIT} +{LIMIT}", Path(f"/proc/{pid}/limits").read_text())
     said = len(project.log.read_text())
-    with project.popen("worker", "exec", NAME, "--", "python3", "-c", SERVER) as server:
+    with project.session("worker", "exec", NAME, "--", "python3", "-c", SERVER):
         project.ok("worker", "exec", NAME, "--", "sh", "-c", "until grep -q :1F40 /proc/net/tcp; do sleep 0.1; done")
         with ExitStack() as clients:
             for _ in range(IDLE):
                 clients.enter_context(socket.create_connection(("127.0.0.1", port)))
             assert_well(project, said)
-        server.kill()
 
     with ExitStack() as clients:
         for number in range(IDLE):
@@ -98,6 +97,4 @@ def test_idle_connections_leave_descriptors_for_commands_and_workers(project: II
                 client.sendall(UPGRADE)
         time.sleep(1)
         assert_well(project, said)
-    deadline = time.monotonic() + 10
-    while project.run("trigger", "math::add", "a=2", "b=3", "--port", str(project.port)).returncode:
-        assert time.monotonic() < deadline, project.engine_log()
+    wait_until(lambda: project.run(*CALL, "--port", str(project.port)).returncode == 0, told=project.engine_log)

@@ -12,7 +12,7 @@ import pytest
 
 from .conftest import IIIProject
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NewProject = Callable[[Path, Path], IIIProject]
 
 

@@ -23,8 +23,9 @@ def test_a_typescript_worker_answers_logs_and_stops(project: IIIProject, registr
     build_hello_worker(layout, tag="1.0")
     reference = registry.push(layout, "1.0", "hello-worker:1.0")
     project.start()
-    project.ok("worker", "add", reference, timeout=120)
+    project.ok("worker", "add", reference, timeout=150)
     assert "FOO: bar" in project.config.read_text()
+    project.wait_callable("my-worker::hello")
     assert json.loads(project.ok("trigger", "my-worker::hello", "name=you")) == {"message": "Hello!"}
     project.ok("worker", "stop", "-y", "hello-worker")
     log = (project.folder / ".iii" / "logs" / "hello-worker" / "worker.log").read_text()

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from iiitools.processes import still_running
+from iiitools.waiting import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from conftest import IIIProject
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 class SilentRegistry:
@@ -64,15 +67,15 @@ def test_a_pull_that_is_told_to_end_cleans_up(
     project = new_project(tmp_path / "project", tmp_path / "home")
     before = project.config.read_bytes()
     adding = project.popen("worker", "add", f"{silent.address}/x/y:1")
-    assert silent.asked.wait(20)
+    assert silent.asked.wait(PATIENCE)
     helpers = psutil.Process(adding.pid).children(recursive=True)
     assert helpers
     adding.send_signal(number)
-    said = adding.communicate(timeout=20)[1].decode()
+    said = adding.communicate(timeout=PATIENCE)[1].decode()
     assert adding.returncode == code
     assert "Traceback" not in said
     assert "error" not in said
-    assert psutil.wait_procs(helpers, timeout=5)[1] == []
+    assert not still_running(helpers)
     assert list((project.home / "images" / "staging").iterdir()) == []
     assert list((project.runtime / "iii").iterdir()) == []
     assert project.config.read_bytes() == before
@@ -85,12 +88,12 @@ def test_a_pull_outlives_a_terminal_with_nohup(
     project = new_project(tmp_path / "project", tmp_path / "home")
     project.wrapper = ["nohup"]
     adding = project.popen("worker", "add", f"{silent.address}/x/y:1")
-    assert silent.asked.wait(20)
+    assert silent.asked.wait(PATIENCE)
     adding.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         adding.wait(1)
     adding.send_signal(signal.SIGTERM)
-    adding.communicate(timeout=20)
+    adding.communicate(timeout=PATIENCE)
     assert adding.returncode == 143
 
 

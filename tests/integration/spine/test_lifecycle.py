@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from iiitools.processes import still_running
+from iiitools.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from conftest import IIIProject
     from iiitools.registry import Registry
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "math-worker"
 
 
@@ -25,6 +26,7 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
     project.ok("worker", "add", f"{registry.address}/math-worker:1.0")
     assert f"image: {registry.address}/math-worker:1.0" in project.config.read_text()
     assert 'OTEL_ENABLED: "false"' in project.config.read_text().replace("'", '"')
+    project.wait_callable()
     project.assert_callable()
 
     found = project.row()
@@ -32,8 +34,7 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
     status = json.loads(project.ok("worker", "status", NAME, "--json"))
     assert status["status"] == "running"
     assert status["image"]["digest"].startswith("sha256:")
-    logs = project.run("worker", "logs", NAME)
-    assert b"adding 2 and 3" in logs.stdout
+    project.wait_logged("adding 2 and 3")
     assert project.ok("worker", "exec", NAME, "--", "uname", "-s") == "Linux\n"
 
     assert project.run("worker", "stop", NAME).returncode == 1, "nobody can be asked, and -y was not given"
@@ -41,19 +42,24 @@ def test_add_call_inspect_stop_start_remove(project: IIIProject, registry: Regis
     assert project.row()["status"] == "stopped"
     assert project.run("trigger", "math::add", "a=2", "b=3").returncode == 1
     project.ok("worker", "start", NAME)
+    project.wait_callable()
     project.assert_callable()
     before = project.row()["pid"]
     project.ok("worker", "restart", NAME)
     assert project.row()["pid"] != before
+    project.wait_callable()
     project.assert_callable()
 
     children = project.descendants()
+    launcher = psutil.Process(project.row()["pid"])
+    sandbox = [launcher, *launcher.children(recursive=True)]
+    assert {"bwrap", "agent", "python3"} <= {process.name() for process in sandbox}
     project.ok("worker", "remove", "-y", NAME)
     assert NAME not in project.config.read_text()
     assert not (project.folder / ".iii" / "writable" / NAME).exists()
-    assert not [p for p in still_running(children) if p.name() in ("bwrap", "agent", "python3")]
+    assert not still_running(sandbox)
     assert project.stop() == 0
-    assert not still_running(children, within=15)
+    assert not still_running(children, within=PATIENCE)
     assert list((project.runtime / "iii").iterdir()) == []
 
 
@@ -88,7 +94,7 @@ def test_sigterm_to_the_engine_is_orderly_and_leaves_nothing(project: IIIProject
     children = project.descendants()
     assert children
     assert project.stop() == 0
-    assert not still_running(children, within=15)
+    assert not still_running(children, within=PATIENCE)
     log = (project.folder / ".iii" / "logs" / NAME / "worker.log").read_text()
     assert "worker exited with" in log, "the worker itself got SIGTERM and its time"
 
@@ -97,20 +103,11 @@ def test_hot_reload_keeps_the_last_good_configuration(project: IIIProject, regis
     project.start()
     good = project.config.read_text()
     project.config.write_text(good + "  - name: [broken\n")
-    deadline = time.monotonic() + 10
-    while "not used" not in project.engine_log():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    project.wait_said("not used")
     assert "W131" in project.engine_log()
     project.config.write_text(good + f"  - name: {NAME}\n    image: {registry.address}/math-worker:1.0\n")
-    deadline = time.monotonic() + 10
-    while NAME not in project.ok("worker", "list", "--json"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: NAME in project.ok("worker", "list", "--json"), told=project.engine_log)
     project.wait_running()
     project.config.write_text(good)
-    deadline = time.monotonic() + 20
-    while NAME in project.ok("worker", "list", "--json"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: NAME not in project.ok("worker", "list", "--json"), told=project.engine_log)
     assert Path(project.config).read_text() == good

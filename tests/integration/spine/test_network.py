@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a world of network namespaces"),
     pytest.mark.skipif(not os.access(TUN, os.R_OK | os.W_OK), reason=f"{TUN} may not be opened"),
 ]
@@ -28,8 +28,8 @@ TRY = """
 import concurrent.futures, socket, sys
 def reached(address):
     try:
-        with socket.create_connection((address, int(sys.argv[1])), timeout=5):
-            return address
+        with socket.create_connection((address, int(sys.argv[1])), timeout=5) as connection:
+            return address if connection.recv(100) else None  # and then the server has made a note of it
     except OSError:
         return None
 with concurrent.futures.ThreadPoolExecutor(20) as pool:
@@ -66,12 +66,14 @@ def test_the_engine_and_what_is_allowed_are_reached_and_nothing_else(
     declare(project, registry, "none")
     project.start()
     project.wait_running()
+    project.wait_callable()
     project.assert_callable()
     assert reached(project, *TRIED) == []
     assert world.reached("machine") == world.reached("outside") == []
 
     declare(project, registry, "{egress: {allow: [10.9.9.0/24]}}")
     wait_for_network(project)
+    project.wait_callable()
     project.assert_callable()
     assert reached(project, *TRIED, "private.test", "loop.test", "outside.test") == [
         *(OUTSIDE, PRIVATE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import IIIProject
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "math-worker"
 
 
@@ -65,6 +66,7 @@ def test_remove_asks_only_where_something_runs(working: IIIProject) -> None:
 
 def test_status_shows_config_sandbox_and_the_last_lines(running: IIIProject) -> None:
     running.assert_callable()
+    running.wait_logged("adding 2 and 3")
     with running.type("worker", "status", NAME) as terminal:
         assert terminal.wait() == 0
         shown = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", terminal.seen.decode()).replace("\r", "")
@@ -84,11 +86,15 @@ def test_status_shows_config_sandbox_and_the_last_lines(running: IIIProject) -> 
 
 
 def test_status_on_a_terminal_waits_until_the_worker_is_ready(working: IIIProject) -> None:
-    working.ok("worker", "restart", "--no-wait", NAME)
-    with working.type("worker", "status", NAME) as terminal:
-        terminal.expect(rb"\x1b\[\d+F\x1b\[J")  # redrawn in place
-        terminal.expect(rb"math-worker ready", timeout=30)
-        assert terminal.wait() == 0
+    working.ok("worker", "stop", "-y", NAME)
+    with ExitStack() as until_seen:
+        until_seen.enter_context(working.nothing_boots())
+        working.ok("worker", "start", "--no-wait", NAME)
+        with working.type("worker", "status", NAME) as terminal:
+            terminal.expect(rb"\x1b\[\d+F\x1b\[J")  # redrawn in place
+            until_seen.close()
+            terminal.expect(rb"math-worker ready")
+            assert terminal.wait() == 0
     working.ok("worker", "stop", "-y", NAME)
     with working.type("worker", "status", NAME) as terminal:
         assert terminal.wait() == 0, "stopped is a state like another"
@@ -102,6 +108,7 @@ def test_status_on_a_terminal_waits_until_the_worker_is_ready(working: IIIProjec
 
 def test_logs_print_what_there_is_and_follow_goes_on(working: IIIProject) -> None:
     working.assert_callable()
+    working.wait_logged("adding 2 and 3")
     done = working.run("worker", "logs", NAME)
     assert done.returncode == 0
     assert done.stdout.decode().splitlines()[-1] == "adding 2 and 3"
@@ -112,6 +119,7 @@ def test_logs_print_what_there_is_and_follow_goes_on(working: IIIProject) -> Non
         working.ok("trigger", "math::add", "a=40", "b=2")
         terminal.expect(rb"adding 40 and 2")
         working.ok("worker", "restart", NAME)  # the files are new ones now
+        working.wait_callable()
         terminal.expect(rb"worker exited with")
         working.ok("trigger", "math::add", "a=50", "b=6")
         terminal.expect(rb"adding 50 and 6")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else"),
 ]
 REPOSITORY = Path(__file__).parents[3]
@@ -62,5 +62,6 @@ def test_an_image_of_another_user_runs_as_the_only_one(ordinary: IIIProject, reg
     ordinary.start()
     facts = ordinary.wait_running(NAME)
     assert "user 1234:1234 is not there: it runs as the only user of its sandbox, 0:0" in facts["notes"]
+    ordinary.wait_callable()
     ordinary.assert_callable()
     assert ordinary.ok("worker", "exec", NAME, "--", "id", "-u") == "0\n"

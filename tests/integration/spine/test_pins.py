@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Push = Callable[[str, str], tuple[str, str]]
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "versioned"
 
 

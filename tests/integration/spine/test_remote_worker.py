@@ -8,22 +8,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iiitools.sdks import SDKS, Sdk
+from iiitools.sdks import SDKS, Sdk, install
 from iiitools.testnet import enter, open_namespaces
+from iiitools.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from conftest import IIIProject
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces with veth need root"),
 ]
 ENGINE, WORKER = "10.203.0.1", "10.203.0.2"
@@ -61,7 +61,9 @@ def machines() -> Iterator[TwoMachines]:
 
 @pytest.fixture
 def sdk() -> Sdk:
-    return next(sdk for sdk in SDKS if sdk.label == "python-0.25.0")
+    found = next(sdk for sdk in SDKS if sdk.label == "python-0.25.0")
+    install([found])
+    return found
 
 
 def test_a_one_shot_worker_on_another_machine(machines: TwoMachines, project: IIIProject, sdk: Sdk) -> None:
@@ -76,13 +78,13 @@ def test_a_one_shot_worker_on_another_machine(machines: TwoMachines, project: II
         env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == WORKER
-    deadline = time.monotonic() + 10
     listing = ["trigger", "engine::workers::list", "--address", ENGINE, "--port", str(project.port)]
-    while any(w["name"] == "job" for w in json.loads(project.ok(*listing))["workers"]):
-        assert time.monotonic() < deadline, "the worker that shut down is still listed"
-        time.sleep(0.1)
+    wait_until(
+        lambda: all(worker["name"] != "job" for worker in json.loads(project.ok(*listing))["workers"]),
+        told=lambda: "the worker that shut down is still listed",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from conftest import IIIProject
     from iiitools.registry import Registry
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "math-worker"
 ENTER = ("worker", "exec", NAME, "--")
 SERVER = """
@@ -29,12 +28,6 @@ with socket.create_server(("127.0.0.1", 8000)) as server:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def declare(project: IIIProject, registry: Registry, sandbox: str, top: str = "") -> None:
     """Write a config.yaml whose worker has that block, on lines of its own from line 7."""
     body = "".join(f"      {line}\n" for line in sandbox.splitlines())
@@ -44,19 +37,11 @@ def declare(project: IIIProject, registry: Registry, sandbox: str, top: str = ""
     )
 
 
-def wait_said(project: IIIProject, text: str) -> None:
-    deadline = time.monotonic() + 15
-    while text not in project.engine_log():
-        assert time.monotonic() < deadline, project.engine_log()
-        time.sleep(0.05)
-
-
-def test_mounts_ports_and_user(project: IIIProject, registry: Registry) -> None:
+def test_mounts_ports_and_user(project: IIIProject, registry: Registry, port: int) -> None:
     for name in ("shown", "shared"):
         (project.folder / name).mkdir(mode=0o777)
         (project.folder / name).chmod(0o777)
         (project.folder / name / "file").write_text("from outside\n")
-    port = free_port()
     declare(
         project,
         registry,
@@ -64,6 +49,7 @@ def test_mounts_ports_and_user(project: IIIProject, registry: Registry) -> None:
     )
     project.start()
     project.wait_running()
+    project.wait_callable()
     project.assert_callable()
 
     assert project.ok(*ENTER, "sh", "-c", "id -u; cat /shown/file /shared/file").split("\n")[:3] == [
@@ -79,7 +65,7 @@ def test_mounts_ports_and_user(project: IIIProject, registry: Registry) -> None:
 
     with socket.create_connection(("127.0.0.1", port)) as early:
         assert early.recv(1) == b"", "nobody listens inside yet"
-    with project.popen(*ENTER, "python3", "-c", SERVER) as server:
+    with project.session(*ENTER, "python3", "-c", SERVER) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -87,7 +73,6 @@ def test_mounts_ports_and_user(project: IIIProject, registry: Registry) -> None:
             client.shutdown(socket.SHUT_WR)
             assert client.recv(100) == b"got 1000000 bytes"
             assert client.recv(100) == b""
-        server.kill()
     assert (
         f"port {port}: nobody was reached at port 8000 inside"
         in project.run("worker", "logs", NAME, "--stream", "iii").stderr.decode()
@@ -101,6 +86,7 @@ def test_what_cannot_be_had_leaves_the_running_worker_as_it_was(project: IIIProj
     declare(project, registry, "pids: 100")
     project.start()
     before = project.wait_running()
+    project.wait_callable()
     for block, told in (
         (
             "network: egress\nbackend: cloud-hypervisor",
@@ -110,7 +96,7 @@ def test_what_cannot_be_had_leaves_the_running_worker_as_it_was(project: IIIProj
         ("pids: 100\nmemroy: 5", "[W132] config.yaml:8: unknown key 'memroy'"),
     ):
         declare(project, registry, f"{block}\nbackend: bubblewrap" if "backend" not in block else block)
-        wait_said(project, told)
+        project.wait_said(told)
         after = project.status()
         assert (after["status"], after["pid"], after["restarts"]) == ("running", before["pid"], 0)
         assert told in " ".join(after["notes"])
@@ -125,7 +111,7 @@ def test_a_wrong_block_of_the_project_leaves_everything_as_it_was(project: IIIPr
     project.start()
     before = project.wait_running()
     declare(project, registry, "pids: 50", "sandbox:\n  backends:\n    bubblewrap: {progam: bwrap}\n")
-    wait_said(project, "[W132] config.yaml:10: unknown key 'progam' in 'backends.bubblewrap' in sandbox")
+    project.wait_said("[W132] config.yaml:10: unknown key 'progam' in 'backends.bubblewrap' in sandbox")
     assert project.status()["pid"] == before["pid"]
 
 
@@ -163,7 +149,7 @@ def test_a_taken_port_is_told(project: IIIProject, registry: Registry) -> None:
         project.start()
         found = project.wait_for(lambda facts: facts["error"])
         assert found["error"]["code"] == "W203"
-        wait_said(project, f"worker 'math-worker' is started again: [W203] cannot publish port 80 at 127.0.0.1:{port}")
+        project.wait_said(f"worker 'math-worker' is started again: [W203] cannot publish port 80 at 127.0.0.1:{port}")
     project.wait_running()
 
 

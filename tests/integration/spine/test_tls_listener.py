@@ -13,7 +13,7 @@ from iiitools.certificates import Authority
 if TYPE_CHECKING:
     from conftest import IIIProject
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 LIST = ("trigger", "engine::workers::list")
 

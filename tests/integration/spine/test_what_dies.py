@@ -28,16 +28,17 @@ import pytest
 from iii_core.sandbox.host_processes import ProcessId, ProcessRecords
 from iii_core.workers.spec import sandbox_id
 from iiitools.processes import still_running
+from iiitools.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from conftest import IIIProject
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 NAME = "math-worker"
 ENTER = ("worker", "exec", NAME)
 WORKER_PID = "$(ps | awk '/worker.py/ && !/awk/ {print $1}')"
 WORKER_PID_OF = f"echo {WORKER_PID}"
-AT_ONCE = 5.0
+AT_ONCE = 10.0
 """Seconds: far less than the agent's dead-man timer, so what ends by then saw its link end."""
 
 
@@ -91,7 +92,7 @@ def leftovers(project: IIIProject) -> Iterator[tuple[subprocess.Popen[bytes], su
         records.add(record_of(recorded))
         records.add(ProcessId(innocent.pid, record_of(innocent).started - 1))
         yield recorded, innocent
-        assert recorded.wait(5) == -signal.SIGKILL
+        assert recorded.wait(PATIENCE) == -signal.SIGKILL
         assert innocent.poll() is None
 
 
@@ -103,6 +104,7 @@ def test_the_worker_dies(working: IIIProject) -> None:
     assert after["restarts"] == 1
     assert after["pid"] != before["pid"]
     assert "[iii] worker exited with signal 9" in log_of(working, "--previous")
+    working.wait_callable()
     working.assert_callable()
 
 
@@ -110,7 +112,11 @@ def test_the_worker_dies(working: IIIProject) -> None:
 def test_the_agent_or_its_launcher_dies(working: IIIProject, victim: str) -> None:
     state = working.folder / ".iii"
     working.ok("worker", "stop", "-y", NAME)
-    orderly = files_below(state) | files_below(working.runtime), sandbox_groups(working)
+
+    def left() -> tuple[set[str], set[Path]]:
+        return files_below(state) | files_below(working.runtime), sandbox_groups(working)
+
+    orderly = left()
     working.ok("worker", "start", NAME)
     before = working.status()
     launcher = psutil.Process(before["pid"])
@@ -127,9 +133,10 @@ def test_the_agent_or_its_launcher_dies(working: IIIProject, victim: str) -> Non
     told = log_of(working, "--previous")
     assert re.search(rf"\[iii\] \[W234\] the sandbox of worker '{NAME}' ended by itself \(\w+ \d+\)", told), told
     assert "last exit:  its sandbox ended by itself" in working.run("worker", "status", NAME).stderr.decode()
+    working.wait_callable()
     working.assert_callable()
     working.ok("worker", "stop", "-y", NAME)
-    assert (files_below(state) | files_below(working.runtime), sandbox_groups(working)) == orderly
+    assert left() == orderly
 
 
 def test_the_console_of_a_dead_sandbox_is_told(working: IIIProject) -> None:
@@ -158,6 +165,7 @@ def test_the_sandbox_host_dies(working: IIIProject) -> None:
     assert "[W237]" in log_of(working, "--previous")
     assert working.sandbox_host().pid != host.pid
     assert after["pid"] != before["pid"]
+    working.wait_callable()
     working.assert_callable()
 
 
@@ -168,6 +176,7 @@ def test_the_engine_dies(working: IIIProject) -> None:
     assert not sandbox_groups(working)
     working.start()
     assert working.wait_running()["restarts"] == 0
+    working.wait_callable()
     working.assert_callable()
 
 
@@ -178,8 +187,10 @@ def test_the_engine_and_the_sandbox_host_die(working: IIIProject) -> None:
     children = working.descendants()
     (folder,) = working.runtime.rglob("processes")
     with leftovers(working) as (recorded, _):
-        working.engine.send_signal(signal.SIGSTOP)  # so that neither sees the other's end
-        host.suspend()
+        engine = psutil.Process(working.engine.pid)
+        for process in (engine, host):  # so that neither sees the other's end
+            process.suspend()
+            wait_until(lambda process=process: process.status() == psutil.STATUS_STOPPED)
         host.kill()
         working.stop(signal.SIGKILL)
         assert_gone(children, AT_ONCE)
@@ -191,6 +202,7 @@ def test_the_engine_and_the_sandbox_host_die(working: IIIProject) -> None:
         assert not stale & {record.name for record in folder.iterdir()}
     owners = {group.name.split(".")[1] for group in sandbox_groups(working)}
     assert owners <= {str(working.sandbox_host().pid)}
+    working.wait_callable()
     working.assert_callable()
 
 
@@ -203,11 +215,8 @@ def test_the_command_line_dies(running: IIIProject) -> None:
     assert session.stdout.readline() == other.stdout.readline() == b"ready\n"
     session.kill()
     session.communicate()
-    deadline = time.monotonic() + AT_ONCE
-    while "sleep 4321" in running.ok(*ENTER, "--", "ps"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert other.communicate(b"this\n", timeout=10)[0] == b"got this\n"
+    wait_until(lambda: "sleep 4321" not in running.ok(*ENTER, "--", "ps"), within=AT_ONCE)
+    assert other.communicate(b"this\n", timeout=PATIENCE)[0] == b"got this\n"
     after = running.status()
     assert (after["pid"], after["restarts"]) == (before["pid"], before["restarts"])
     running.assert_callable()
@@ -235,6 +244,7 @@ def test_a_frozen_agent(working: IIIProject) -> None:
     after = working.wait_restarted()
     assert after["pid"] != before["pid"]
     assert "did not answer any more, and was ended" in log_of(working, "--previous")
+    working.wait_callable()
     working.assert_callable()
 
 
@@ -242,5 +252,5 @@ def test_a_frozen_agent(working: IIIProject) -> None:
 def test_a_frozen_sandbox_host_does_not_keep_the_engine_from_ending(working: IIIProject) -> None:
     children = working.descendants()
     working.sandbox_host().suspend()
-    assert working.stop(signal.SIGINT, timeout=45) == 0
+    assert working.stop(signal.SIGINT, timeout=80) == 0
     assert_gone(children, AT_ONCE)
