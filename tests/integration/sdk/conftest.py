@@ -14,6 +14,7 @@ import trio
 from iii_core.engine import Engine, EngineConfig, ListenerConfig, WorkerInfo, open_engine
 from iii_core.host import PluginHost
 from iiitools.sdks import SDKS, Sdk, install
+from iiitools.waiting import PATIENCE
 
 from .driver import Client, open_client
 from .recorder import Recorder
@@ -45,14 +46,14 @@ class Hub:
 
     async def wait_for_function(self, name: str, function_id: str) -> WorkerInfo:
         """The worker of that name that has the function, as soon as there is one."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             return await self.engine.wait_for_worker(
                 lambda worker: worker.name == name and function_id in worker.functions
             )
 
     async def wait_until_gone(self, worker_id: str) -> None:
         """Wait until a worker is not connected any more."""
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             async for workers in self.engine.worker_changes():
                 if all(worker.id != worker_id for worker in workers):
                     return

@@ -16,9 +16,9 @@ from typing import Any
 import trio
 
 from iiitools.sdks import Sdk
+from iiitools.waiting import PATIENCE
 
 CLIENTS = Path(__file__).parent / "clients"
-PATIENCE = 30.0
 
 
 class CallFailed(Exception):

@@ -12,7 +12,7 @@ from iiitools.sdks import SDKS, Sdk
 from .conftest import Hub
 from .driver import CallFailed, Client, end, open_client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 def other_than(sdk: Sdk) -> Sdk:
@@ -126,10 +126,11 @@ async def test_a_caller_that_gives_up_is_not_confused_by_the_late_answer(
 ) -> None:
     callee = fleet[other_than(client.sdk)]
     function_id = f"slow::{client.name}"
-    await hub.offer(callee, function_id, "slow", seconds=0.4)
+    await hub.offer(callee, function_id, "held")
     with pytest.raises(CallFailed) as caught:
         await client.call(function_id, {}, timeout_ms=100)
     assert caught.value.code == "TIMEOUT"
+    await callee.do("release", function_id=function_id)
     assert await client.call(function_id, {}) == "late"
 
 

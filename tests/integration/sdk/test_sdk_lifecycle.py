@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from iiitools.ports import reserved_port
 from iiitools.sdks import SDKS, Sdk
 
 from .conftest import Hub, open_clients, open_hub
 from .driver import CallFailed, Client, end, open_client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 async def fail_to_call(client: Client, function_id: str) -> CallFailed:
@@ -124,22 +125,22 @@ class Run:
 @pytest.fixture(scope="module")
 async def restarted(anyio_backend: str, home: Path) -> AsyncGenerator[Restarted, None]:
     """An engine that took the port of another, with the workers of that one; each has a function and a trigger."""
-    async with trio.open_nursery() as nursery:
-        first = Run(home)
-        hub: Hub = await nursery.start(first.run, 0)
-        port = hub.port
-        async with open_clients(SDKS, hub.url, home) as clients:
-            for sdk, client in clients.items():
-                kind, function_id = f"kept-{sdk.label}", f"kept::{sdk.label}"
-                await hub.offer(client, function_id, "record")
-                await client.do("bind", handle="k", type=kind, function_id=function_id, config={})
-                await client.do("provide", type=kind)
-                await client.event("bound")
-            first.stop.set()
-            await first.stopped.wait()
-            second: Hub = await nursery.start(Run(home).run, port)
-            yield Restarted(second, clients)
-        nursery.cancel_scope.cancel()
+    with reserved_port() as port:  # between the two it must not become somebody else's
+        async with trio.open_nursery() as nursery:
+            first = Run(home)
+            hub: Hub = await nursery.start(first.run, port)
+            async with open_clients(SDKS, hub.url, home) as clients:
+                for sdk, client in clients.items():
+                    kind, function_id = f"kept-{sdk.label}", f"kept::{sdk.label}"
+                    await hub.offer(client, function_id, "record")
+                    await client.do("bind", handle="k", type=kind, function_id=function_id, config={})
+                    await client.do("provide", type=kind)
+                    await client.event("bound")
+                first.stop.set()
+                await first.stopped.wait()
+                second: Hub = await nursery.start(Run(home).run, port)
+                yield Restarted(second, clients)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_restarted_engine_is_found_again(restarted: Restarted, sdk: Sdk) -> None:

@@ -7,7 +7,7 @@ import pytest
 from .conftest import Hub
 from .driver import Client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 async def listed(client: Client, name: str, key: str, payload: dict[str, object]) -> list[dict[str, object]]:

@@ -9,11 +9,12 @@ import pytest
 import trio
 
 from iiitools.sdks import SDKS, Sdk
+from iiitools.waiting import PATIENCE
 
 from .conftest import Hub, open_clients
 from .driver import end
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 # The delay is OpenTelemetry's own setting: before 0.25 the Python SDK loses what is not exported when it shuts down.
@@ -30,7 +31,7 @@ async def frames(hub: Hub) -> list[bytes]:
             await hub.offer(client, f"traced::{sdk.label}", "echo")
             await client.call(f"traced::{sdk.label}", {})
             assert len(hub.worker_ids(client.name)) == 1
-        with trio.move_on_after(10):
+        with trio.move_on_after(PATIENCE):
             while not {client.name for client in clients.values()} <= services_of(received):  # noqa: ASYNC110
                 await trio.sleep(0.05)
         async with trio.open_nursery() as nursery:

@@ -14,7 +14,7 @@ from iiitools.sdks import Sdk
 from .conftest import Hub
 from .driver import open_client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 TRUST = {"python": "SSL_CERT_FILE", "node": "NODE_EXTRA_CA_CERTS"}
 

@@ -11,7 +11,7 @@ from iiitools.sdks import SDKS, Sdk
 from .conftest import Hub
 from .driver import Client, end, open_client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 def provider_for(fleet: dict[Sdk, Client], client: Client) -> Client:

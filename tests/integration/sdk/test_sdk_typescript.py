@@ -11,11 +11,12 @@ import pytest
 import trio
 
 from iiitools.sdks import SDKS, Sdk
+from iiitools.waiting import PATIENCE
 
 from .conftest import Hub
 from .driver import CLIENTS, Client, end, open_client, open_process, prepare
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 OLD_NODE = Sdk("node", "0.11.6")  # the release that the seeds' names (Logger, IIIInvocationError) are of
 
@@ -49,7 +50,7 @@ class Output:
             self._more = trio.Event()
 
     async def wait_for(self, pattern: str) -> str:
-        with trio.move_on_after(20):
+        with trio.move_on_after(PATIENCE):
             while (found := re.search(pattern, self.text)) is None:
                 await self._more.wait()
             return found.group()
@@ -59,7 +60,7 @@ class Output:
 @pytest.mark.parametrize("sdk", [OLD_NODE], ids=lambda sdk: sdk.label)
 async def test_the_sample_worker_of_an_image(hub: Hub, fleet: dict[Sdk, Client], sdk: Sdk) -> None:
     async with open_program(hub, "hello.ts") as (_, output):
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             await hub.engine.wait_for_worker(lambda worker: "my-worker::hello" in worker.functions)
         for client in fleet.values():
             assert await client.call("my-worker::hello", {"from": client.name}) == {"message": "Hello!"}
@@ -81,6 +82,6 @@ async def test_the_samples_of_the_lifecycle_page(hub: Hub, sdk: Sdk) -> None:
             await output.wait_for("stopped")
             (worker_id,) = hub.worker_ids("my-worker")
             process.send_signal(signal.SIGTERM)
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 assert await process.wait() == 0
             await hub.wait_until_gone(worker_id)

@@ -10,7 +10,7 @@ from iiitools.sdks import Sdk
 from .conftest import Hub, Idlers
 from .driver import Client
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 PYTHON_GIVES_UP = 40.0  # a ping after 20 s, and 20 s of patience
 NODE_GIVES_UP = 60.0  # 0.22 hangs up on an engine from which nothing comes, not even a pong
@@ -23,7 +23,6 @@ async def hold(hub: Hub, idlers: Idlers, fleet: dict[Sdk, Client], sdk: Sdk, sec
     assert result["name"] == f"idle-{sdk.label}"
 
 
-@pytest.mark.timeout(120)
 async def test_an_idle_worker_keeps_its_connection(
     hub: Hub, idlers: Idlers, fleet: dict[Sdk, Client], sdk: Sdk
 ) -> None:
@@ -31,7 +30,6 @@ async def test_an_idle_worker_keeps_its_connection(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
 async def test_an_idle_worker_keeps_its_connection_for_more_than_a_minute(
     hub: Hub, idlers: Idlers, fleet: dict[Sdk, Client], sdk: Sdk
 ) -> None:

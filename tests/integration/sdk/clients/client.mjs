@@ -11,6 +11,7 @@ const say = (message) => process.stdout.write(`@${JSON.stringify(message)}\n`);
 const name = process.argv[2];
 const worker = iii.registerWorker(process.env.III_URL, { workerName: name });
 const functions = new Map();
+const held = new Map();
 const triggers = new Map();
 const providers = new Map();
 
@@ -39,6 +40,13 @@ function handlerOf(behaviour, functionId, seconds) {
       return "late";
     };
   }
+  if (behaviour === "held") {
+    const released = new Promise((resolve) => held.set(functionId, resolve));
+    return async () => {
+      await released;
+      return "late";
+    };
+  }
   return async (data, metadata) => behaviours[behaviour](data, metadata);
 }
 
@@ -48,6 +56,9 @@ const operations = {
   },
   unregister({ function_id }) {
     functions.get(function_id).unregister();
+  },
+  release({ function_id }) {
+    held.get(function_id)();
   },
   async call({ function_id, void: isVoid, size, measure, timeout_ms, payload, metadata }) {
     const request = { function_id, payload: size === undefined ? payload : { blob: "x".repeat(size) }, metadata };

@@ -67,10 +67,13 @@ class Client:
         self.name = name
         self.worker = iii.register_worker(os.environ["III_URL"], iii.InitOptions(worker_name=name))
         self.functions = {}
+        self.held = {}
         self.triggers = {}
         self.providers = {}
 
     def handler(self, behaviour, function_id, seconds):
+        released = self.held[function_id] = threading.Event()
+
         async def run(data, metadata=None):
             if behaviour == "echo":
                 return {"echo": data, "metadata": metadata}
@@ -93,6 +96,9 @@ class Client:
                 say({"event": "started", "function_id": function_id})
                 await asyncio.sleep(seconds)
                 return "late"
+            if behaviour == "held":
+                await asyncio.to_thread(released.wait)
+                return "late"
             raise AssertionError(behaviour)
 
         async def run_without_metadata(data):
@@ -106,6 +112,9 @@ class Client:
 
     def unregister(self, function_id):
         self.functions.pop(function_id).unregister()
+
+    def release(self, function_id):
+        self.held[function_id].set()
 
     def call(self, function_id, void=False, size=None, measure=False, **request):
         request["function_id"] = function_id
