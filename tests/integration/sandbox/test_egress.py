@@ -34,7 +34,7 @@ from iiitools.worktree import ROOT
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a world of network namespaces"),
     pytest.mark.skipif(not os.access(TUN, os.R_OK | os.W_OK), reason=f"{TUN} may not be opened"),
 ]
@@ -88,7 +88,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def connect(address: str, port: int = PORT) -> list[str]:
     """Says who answered, if anybody did."""
-    return ["/bin/sh", "-c", f"nc -w 5 {address} {port} </dev/null"]
+    return ["/bin/sh", "-c", f"nc -w 20 {address} {port} </dev/null"]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ class Sandboxes:
             input=json.dumps(wish),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -10,14 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 import trio
+import trio.testing
 
 from iii_core.errors import SandboxHostDied
 from iii_core.records import OpenContext
 from iii_core.sandbox.host import SandboxHost
 from iii_core.sandbox.hostclient import open_sandbox_host
 from iiitools.processes import still_running
+from iiitools.waiting import PATIENCE
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 BACKEND = "bubblewrap"
 
 
@@ -38,14 +40,14 @@ async def _expect_died(call: Callable[[], Awaitable[object]]) -> None:
 
 
 async def test_calls_in_flight_fail_when_the_host_dies_and_so_do_later_ones(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         async with host_in(tmp_path) as (host, process):
             driver = await host.driver(BACKEND)
             process.suspend()  # so that it cannot answer any more
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_expect_died, lambda: host.probe(BACKEND))
                 nursery.start_soon(_expect_died, lambda: driver.state("one"))
-                await trio.sleep(0.1)
+                await trio.testing.wait_all_tasks_blocked()
                 process.kill()
             assert await host.wait_died() == "signal 9"
             await _expect_died(lambda: host.probe(BACKEND))
@@ -53,7 +55,7 @@ async def test_calls_in_flight_fail_when_the_host_dies_and_so_do_later_ones(tmp_
 
 
 async def test_the_block_ends_the_host_and_what_is_on_record(tmp_path: Path) -> None:
-    with trio.fail_after(20):  # far less than it would take to give up on it
+    with trio.fail_after(PATIENCE):
         async with host_in(tmp_path) as (host, process):
             await host.driver(BACKEND)
             assert (await host.probe(BACKEND)).ok

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-pytestmark = pytest.mark.integration
+from iiitools.processes import still_running
+from iiitools.waiting import PATIENCE, wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 III = Path(sys.executable).with_name("iii")
 LEAKY = """
 from contextlib import asynccontextmanager
@@ -68,7 +70,7 @@ class Here:
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [III, *arguments], cwd=self.root, env=self.env, capture_output=True, text=True, timeout=55, check=False
+            [III, *arguments], cwd=self.root, env=self.env, capture_output=True, text=True, timeout=100, check=False
         )
 
     def leftovers(self) -> list[Path]:
@@ -192,22 +194,15 @@ def test_assertions_that_are_left_out_prove_nothing(iii: Here) -> None:
     assert "unset PYTHONOPTIMIZE" in done.stderr
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_it_and_leaves_nothing(iii: Here, how: signal.Signals, code: int) -> None:
     with subprocess.Popen(
         [III, "sandbox", "check", "bubblewrap", "-k", "many_at_once"],
         cwd=iii.root, env=iii.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        until(lambda: list(iii.disk.glob("*/many_at_once/*.layer")))
+        wait_until(lambda: list(iii.disk.glob("*/many_at_once/*.layer")))
         below = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(how)
-        assert process.wait(40) == code
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below))
+        assert process.wait(PATIENCE) == code
+    assert not still_running(below, within=PATIENCE)
     assert iii.leftovers() == []

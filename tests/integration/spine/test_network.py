@@ -28,7 +28,7 @@ TRY = """
 import concurrent.futures, socket, sys
 def reached(address):
     try:
-        with socket.create_connection((address, int(sys.argv[1])), timeout=5) as connection:
+        with socket.create_connection((address, int(sys.argv[1])), timeout=20) as connection:
             return address if connection.recv(100) else None  # and then the server has made a note of it
     except OSError:
         return None
