@@ -124,5 +124,5 @@ async def test_the_transport_passes_its_kit(check: transport_kit.Check, install:
 def test_the_embedding_program_prints_its_sum(tmp_path: Path) -> None:
     program = tmp_path / "embedding.py"
     program.write_text(tutorial_files()["embedding.py"])
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "{'sum': 5}\n", "")

@@ -17,6 +17,7 @@ from iii_core.project.read import parse_document
 from iii_core.project.sandbox_settings import PROJECT_KEYS, WORKER_KEYS, Places
 from iii_core.workers.declare import managed_specs
 from iii_core.workers.spec import WorkerSpec
+from iiitools.waiting import PATIENCE
 from iiitools.worktree import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +34,7 @@ def code(path: Path) -> str:
 
 @cache
 def help_of(*command: str) -> str:
-    done = subprocess.run([III, *command, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([III, *command, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -50,6 +51,7 @@ def commands(path: Path) -> set[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.timeout(240)  # a program for each command
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_exist(path: Path) -> None:
     for words in commands(path):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from iiitools.ports import reserved_port
 from iiitools.sdks import SDKS, Sdk, install
+from iiitools.waiting import PATIENCE, wait_until
 from iiitools.worktree import ROOT
 
 GUIDE = ROOT / "docs" / "writing-workers.md"
@@ -48,9 +49,9 @@ def test_nothing_of_the_guide_is_left_untested() -> None:
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def port() -> Iterator[int]:
+    with reserved_port() as reserved:
+        yield reserved
 
 
 @pytest.fixture
@@ -73,12 +74,12 @@ def project(tmp_path: Path, port: int, environ: dict[str, str]) -> Iterator[Path
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "config.yaml").write_text(f"workers:\n- name: iii-worker-manager\n  config: {{port: {port}}}\n")
-    engine = subprocess.Popen([III], cwd=folder, env=environ, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert engine.stderr is not None
-    assert any(b"engine ready" in line for line in iter(engine.stderr.readline, b""))
-    yield folder
-    engine.send_signal(signal.SIGTERM)
-    engine.communicate(timeout=30)
+    log = tmp_path / "engine.log"
+    with log.open("wb") as said:
+        engine = subprocess.Popen([III], cwd=folder, env=environ, stdin=subprocess.DEVNULL, stderr=said)
+    with ended(engine):
+        wait_until(lambda: "engine ready" in log.read_text(), told=log.read_text)
+        yield folder
 
 
 @pytest.fixture
@@ -92,22 +93,36 @@ def workers(tmp_path: Path, project: Path, environ: dict[str, str]) -> Iterator[
     (folder / "greeter.mjs").write_text(files()["greeter.mjs"])
     (folder / "node_modules").symlink_to(node.folder / "node_modules")
     programs = [[python.interpreter, "worker.py"], [node.interpreter, "greeter.mjs"]]
-    started = [subprocess.Popen(program, cwd=folder, env=environ | node.environment) for program in programs]
-    deadline = time.monotonic() + 30
-    while listed(project, environ).count(" external ") < len(programs):
-        assert time.monotonic() < deadline
-        assert all(one.poll() is None for one in started)
-        time.sleep(0.1)
-    yield
-    for one in started:
-        one.terminate()
-        one.wait(20)
+    with ExitStack() as running:
+        for program in programs:
+            running.enter_context(ended(subprocess.Popen(program, cwd=folder, env=environ | node.environment)))
+        wait_until(lambda: {"math::add", "greeter::hello"} <= functions(project, environ))
+        yield
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A program that is told to end with the block."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
 
 
 def iii(project: Path, environ: dict[str, str], *arguments: str) -> Any:
     return subprocess.run(
-        [III, *arguments], cwd=project, env=environ, capture_output=True, text=True, timeout=40, check=False
+        [III, *arguments], cwd=project, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
+
+
+def functions(project: Path, environ: dict[str, str]) -> set[str]:
+    """Those that can be called."""
+    answer = json.loads(iii(project, environ, "trigger", "engine::functions::list").stdout)
+    return {row["function_id"] for row in answer["functions"]}
 
 
 def listed(project: Path, environ: dict[str, str]) -> str:
@@ -115,6 +130,7 @@ def listed(project: Path, environ: dict[str, str]) -> str:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("workers")
 def test_workers_outside_a_sandbox_answer_as_the_guide_shows(project: Path, environ: dict[str, str]) -> None:
     sessions = _SESSION.findall(GUIDE.read_text(encoding="utf-8"))
