@@ -54,7 +54,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_the_command_line_says_what_the_machine_has() -> None:
-    common = "quiet loglevel=6 panic=-1 cryptomgr.notests"
+    common = "quiet loglevel=6 panic=-1 cryptomgr.notests no_timer_check"
     assert render_cmdline(Needs()) == (
         f"console=ttyS0 {common} iii.link=virtio:iii.agent iii.root=iii-root iii.format=squashfs iii.data=iii-data"
     )

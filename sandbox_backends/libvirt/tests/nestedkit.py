@@ -121,7 +121,7 @@ class NestedMachine:
         argv += ["-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
         argv += ["-m", MEMORY, "-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"]
         argv += ["-kernel", str(self._kernel / "vmlinux"), "-initrd", str(self._initramfs)]
-        argv += ["-append", "console=ttyS0 quiet loglevel=6 panic=-1 cryptomgr.notests"]
+        argv += ["-append", "console=ttyS0 quiet loglevel=6 panic=-1 cryptomgr.notests no_timer_check"]
         argv += ["-serial", f"file:{self._console}", "-serial", f"file:{self._output}"]
         argv += ["-chardev", f"socket,id=files,path={self._files}"]
         return [*argv, "-device", "vhost-user-fs-pci,chardev=files,tag=root"]
