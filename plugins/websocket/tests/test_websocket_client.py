@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -15,7 +16,8 @@ from iii_core.transport.port import Limits, Message
 from .conftest import open_websocket
 from .websocket_wire import CLOSE, TEXT, frame
 
-LIMITS = Limits(max_message=1000, handshake_timeout=0.5, close_timeout=0.3)
+LIMITS = Limits(max_message=1000, handshake_timeout=20, close_timeout=0.3)
+HASTY = replace(LIMITS, handshake_timeout=0.5)
 
 
 @asynccontextmanager
@@ -64,7 +66,7 @@ async def test_what_answers_is_no_engine(answer: bytes | None, kind: type[Engine
 
     async with open_tcp(handler) as url, open_websocket() as transport:
         with pytest.raises(kind) as caught:
-            await transport.connect(url, limits=LIMITS)
+            await transport.connect(url, limits=LIMITS if answer is not None else HASTY)
         assert text in str(caught.value)
         assert url in str(caught.value)
         assert caught.value.hint
@@ -125,6 +127,6 @@ async def test_a_server_that_breaks_the_rules(bad: bytes) -> None:
         await trio.sleep_forever()
 
     async with open_tcp(handler) as url, open_websocket() as transport:
-        with trio.fail_after(2), pytest.raises((trio.BrokenResourceError, EngineError)):
+        with trio.fail_after(30), pytest.raises((trio.BrokenResourceError, EngineError)):
             # What breaks the rules may come with the 101, and then there never was a connection.
             await (await transport.connect(url, limits=LIMITS)).receive()

@@ -79,7 +79,7 @@ async def test_a_reader_that_stops_is_dropped_in_time(bench: Bench) -> None:
     async for workers in bench.engine.worker_changes():
         if not workers:
             break
-    assert STALL <= trio.current_time() - start < STALL * 6
+    assert STALL <= trio.current_time() - start < STALL * 30
 
 
 async def test_a_slow_reader_is_kept(bench: Bench) -> None:
@@ -123,7 +123,7 @@ async def test_progress_follows_the_reader_and_not_the_send_buffer() -> None:
                 before, left = guarded.progress, 512 * 1024
                 while left:
                     left -= len(await reader.receive_some(left))
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     while guarded.progress == before:  # noqa: ASYNC110 - the system tells nobody
                         await trio.sleep(0.01)
             nursery.cancel_scope.cancel()

@@ -30,8 +30,8 @@ async def open_server(settings: Settings | None = None, **limits: float) -> Asyn
             serve=serve,
             limits=Limits(
                 max_message=LIMIT,
-                handshake_timeout=limits.get("handshake_timeout", 5),
-                close_timeout=limits.get("close_timeout", 0.3),
+                handshake_timeout=limits.get("handshake_timeout", 20),
+                close_timeout=limits.get("close_timeout", 5),
             ),
         )
 
@@ -100,9 +100,9 @@ class TestHandshake:
                 await wire.send(sent)
 
     async def test_a_slow_handshake_is_dropped(self) -> None:
-        async with open_server(handshake_timeout=0.2) as server, server.wire() as wire:
+        async with open_server(handshake_timeout=1) as server, server.wire() as wire:
             await wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
-            with trio.fail_after(2):
+            with trio.fail_after(15):
                 assert await wire.read_to_end() == b""
             await server.assert_alive()
 
@@ -182,7 +182,7 @@ class TestFrames:
         async with server.wire() as wire:
             await wire.upgrade()
             await wire.send(b"\x82\xff" + (LIMIT + 1).to_bytes(8, "big") + b"0000")
-            with trio.fail_after(2):
+            with trio.fail_after(15):
                 assert await wire.read_to_end() == b""
         assert await server.outcomes.receive() == "broken"
 
@@ -231,14 +231,13 @@ class TestEnds:
                 assert await wire.read_to_end() == b""
         assert await server.outcomes.receive() == "broken"
 
-    async def test_a_close_without_an_answer_ends_in_time(self, server: Server) -> None:
-        async with server.wire() as wire:
+    async def test_a_close_without_an_answer_ends_in_time(self) -> None:
+        async with open_server(close_timeout=0.3) as server, server.wire() as wire:
             peer = await self.pair(server, wire)
-            start = trio.current_time()
-            await peer.close()
-            assert trio.current_time() - start < 2
+            with trio.fail_after(15):
+                await peer.close()
             assert (await wire.read_to_end())[0] == 0x80 | CLOSE
-        assert await server.outcomes.receive() == "broken"
+            assert await server.outcomes.receive() == "broken"
 
     async def test_abort_is_a_reset_without_a_close_frame_even_with_unsent_data(self, server: Server) -> None:
         async with server.wire() as wire:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,16 @@ from iiitools.certificates import Authority, Certificate
 from .conftest import open_websocket
 from .websocket_wire import TEXT, Server, frame, serve_echo, upgrade_head
 
-LIMITS = Limits(max_message=100_000, handshake_timeout=0.5, close_timeout=0.3)
+LIMITS = Limits(max_message=100_000, handshake_timeout=10, close_timeout=5)
+HASTY = replace(LIMITS, handshake_timeout=2)
 
 
 @asynccontextmanager
-async def open_server(certificate: Certificate) -> AsyncGenerator[Server]:
+async def open_server(certificate: Certificate, limits: Limits = LIMITS) -> AsyncGenerator[Server]:
     context = server_context(TlsFiles(cert=certificate.cert, key=certificate.key))
 
     def make_listener(serve: Serve) -> Listener:
-        return Listener(admit=lambda _: None, serve=serve, limits=LIMITS, tls=context)
+        return Listener(admit=lambda _: None, serve=serve, limits=limits, tls=context)
 
     async with open_websocket() as transport, serve_echo(transport, make_listener) as server:
         assert server.address.secure
@@ -105,7 +107,7 @@ async def test_a_client_without_tls_is_refused_and_hurts_nobody(authority: Autho
     async with open_server(certificate) as server:
         async with server.wire() as wire:
             await wire.send(upgrade_head())
-            with trio.fail_after(3):
+            with trio.fail_after(15):
                 assert not (await wire.read_to_end()).startswith(b"HTTP")
         async with open_websocket() as transport:
             with pytest.raises((EngineError, EngineNotRunning)) as caught:
@@ -118,11 +120,11 @@ async def test_a_client_without_tls_is_refused_and_hurts_nobody(authority: Autho
 async def test_a_handshake_that_never_ends_is_dropped_in_time(
     authority: Authority, certificate: Certificate, sent: bytes
 ) -> None:
-    async with open_server(certificate) as server:
+    async with open_server(certificate, HASTY) as server:
         async with server.wire() as wire:
             with suppress(trio.BrokenResourceError):  # refused before all of it was sent
                 await wire.send(sent)
-            with trio.fail_after(3):
+            with trio.fail_after(15):
                 await wire.read_to_end()
         await echo(server, "127.0.0.1", authority.path)
 

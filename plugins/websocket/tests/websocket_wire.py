@@ -133,7 +133,7 @@ async def serve_echo(
         except trio.BrokenResourceError:
             send_outcome.send_nowait("broken")
 
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         async with trio.open_nursery() as nursery:
             address = await nursery.start(
                 transport.listen, ListenAddress(host="127.0.0.1", port=0), make_listener(echo)

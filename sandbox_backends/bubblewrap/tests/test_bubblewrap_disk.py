@@ -52,7 +52,7 @@ async def test_what_is_full_is_full_and_room_comes_back(bench: Bench) -> None:
         assert str(disk) in backing_files()
         await driver.destroy(spec.id, keep_writable=False)
     assert not list(bench.folder.glob("*.layer*"))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while str(disk) in backing_files():  # noqa: ASYNC110  # the kernel's own tidying has no event
             await trio.sleep(0.01)
 

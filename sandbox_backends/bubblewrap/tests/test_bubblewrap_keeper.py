@@ -144,7 +144,7 @@ async def test_events_of_a_boot() -> None:
         table.add(boot)
         table.event({"boot": 1, "role": "launcher"}, [os.pidfd_open(launcher)])
         table.event({"boot": 1, "role": "agent"}, [os.pidfd_open(os.getpid())])
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await boot.wait_running()
         assert not tidied
         table.event({"boot": 1, "exit": "exit 3"}, [])
@@ -194,7 +194,7 @@ async def test_a_record_that_stays_is_swept(context: OpenContext) -> None:
     records = ProcessRecords(context.runtime_dir / "processes")
     async with open_keeper(Settings(), context, BootTable().event) as keeper:
         (swept,) = records.sweep()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await keeper.wait_gone()
         assert not swept.alive()
     assert records.sweep() == []

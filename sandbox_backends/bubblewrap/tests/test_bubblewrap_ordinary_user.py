@@ -25,7 +25,7 @@ from iii_core.testing import sandbox_kit
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(180),  # the first of each kind runs the kit
+    pytest.mark.timeout(600),  # the first of each kind runs the kit
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else; run the kit itself instead"),
 ]
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ def results(image: RootImage) -> Iterator[Callable[[str], Results]]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 text=True,
-                timeout=170,
+                timeout=580,
                 check=False,
             )
             lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -64,6 +64,6 @@ async def test_what_a_machine_says_is_on_its_console(bench: Bench) -> None:
     async with bench.open({"machine": str(empty)}) as driver:
         await driver.create(bench.spec())
         await driver.start("one")
-        with trio.fail_after(30):
+        with trio.fail_after(50):
             event = await driver.events().receive()
     assert "Kernel panic" in event.console_tail

@@ -20,7 +20,7 @@ from iii_core.sandbox.port import RootImage, SandboxDriver, SandboxSpec
 from iii_core.testing.sandbox_harness import SandboxesUnderTest
 
 VMM = Path(__file__).parent / "fake" / "vmm.py"
-QUICK = Patience(boot=20, call=5, retry=0.05, farewell=1, button=0.05, shutdown=2)
+QUICK = Patience(boot=50, call=25, retry=0.05, farewell=5, button=0.05, shutdown=5)
 
 
 def descriptors() -> int:

@@ -60,7 +60,7 @@ def test_own_networks_of_a_machine() -> None:
         'ip route add local 44.55.66.0/24 dev lo; exec $0 -c "$1"'
     )
     command = ["unshare", "--net", "sh", "-c", steps, sys.executable, LOOPBACK_ONLY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
     assert '["11.22.33.44/32", "127.0.0.0/8", "127.0.0.1/32", "44.55.66.0/24"]' in done.stdout
 
 

@@ -99,7 +99,7 @@ def test_rules(kind: str) -> None:
 @pytest.mark.parametrize("kind", RULES)
 def test_nftables_takes_them(kind: str) -> None:
     command = ["unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset"]
-    done = subprocess.run(command, input=render(RULES[kind]), capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, input=render(RULES[kind]), capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("policy drop;") == 3
     assert done.stdout.count("reject with") == 3

@@ -36,7 +36,7 @@ class Machine:
             port.bind(str(self._port))
             port.listen(1)
             self._qemu = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL)
-            port.settimeout(10)
+            port.settimeout(50)
             connected, _ = port.accept()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self._config["vsock"]["socket"])
