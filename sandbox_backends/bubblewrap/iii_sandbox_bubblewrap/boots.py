@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from iii_sandbox_bubblewrap.keeper_client import KeeperClient
 
-KILL_TIMEOUT: Final = 10.0
+KILL_TIMEOUT: Final = 15.0  # unmounting an overlay may have to wait for a busy disk
 _EXEC_POLL: Final = 0.001
 
 
