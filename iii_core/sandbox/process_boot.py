@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from iii_core.sandbox.host_processes import HostProcess
 
 KILL_TIMEOUT: Final = 15.0
-"""Seconds. A sandbox whose root is an overlay ends when its kernel has written out all that is to be written to that disk,
-whoever wrote it: unmounting syncs the file system below (Linux, ``ovl_sync_fs``)."""
+"""Seconds. A sandbox whose root is an overlay ends when all that waits for the disk below is written, whoever wrote it:
+unmounting syncs that file system (Linux, ``ovl_sync_fs``)."""
 
 
 class ProcessBoot(Boot):

@@ -204,7 +204,7 @@ def refused(open_store: OpenStore, home: Path) -> Callable[..., Awaitable[ImageE
 
     async def fetch(source: str, *kinds: type[ImageError], environ: Mapping[str, str] | None = None) -> ImageError:
         async with open_store(environ) as images:
-            with trio.fail_after(20), pytest.raises(kinds) as caught:
+            with trio.fail_after(40), pytest.raises(kinds) as caught:
                 await images.fetch(source, refresh=False, progress=lambda _: None)
         left = [path for path in (home / "images").rglob("*") if path.is_file() and path.parent.name != "locks"]
         assert left == []

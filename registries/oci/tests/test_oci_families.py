@@ -24,7 +24,7 @@ from iiitools.ocilayout import MANIFEST, Link, tar_layer, write_blob, write_json
 from iiitools.tarblocks import END, header, long_name, pax
 
 pytestmark = pytest.mark.integration
-SECONDS = 30  # for a hung case; what counts is bounded in test_oci_bombs.py
+SECONDS = 40  # for a hung case; what counts is bounded in test_oci_bombs.py
 OCI = "application/vnd.oci.image."
 UNSAFE, MISMATCH, PLATFORM = "W225", "W224", "W223"
 Document = dict[str, Any]

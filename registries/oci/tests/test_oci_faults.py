@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import trio
 from iii_registry_oci.manifest import host_platform
 
 from iii_core.images.port import Progress
+from iiitools.lyingregistry import Answer, Goods
 from iiitools.ocilayout import tar_layer, write_layout
 from iiitools.registry import Registry
 
@@ -162,17 +163,24 @@ def test_a_full_disk_leaves_the_store_as_it_was(registry: Registry, tmp_path: Pa
         assert len([name for name in files if name.endswith(".squashfs")]) == 1
 
 
-def test_what_a_killed_pull_left_is_swept(registry: Registry, tmp_path: Path, home: Path) -> None:
-    source = push(registry, tmp_path, "killed:1", 20_000_000)
-    pull = start_fetch(home, source)
-    deadline = time.monotonic() + 20
-    while not (home / "images/staging").is_dir() or not leftovers(home):
-        assert time.monotonic() < deadline
-        assert pull.poll() is None
-    pull.send_signal(signal.SIGKILL)
-    pull.communicate(timeout=10)
+def test_what_a_killed_pull_left_is_swept(goods: Goods, home: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def stall() -> Answer:
+        asked.set()
+        go_on.wait(50)
+        return 200, {}, goods.layer
+
+    goods.blob(goods.layer, stall)
+    pull = start_fetch(home, goods.source)
+    try:
+        assert asked.wait(50)
+        pull.send_signal(signal.SIGKILL)
+        pull.communicate(timeout=30)
+    finally:
+        go_on.set()
     assert leftovers(home) != []
-    assert outcome(start_fetch(home, source))[0].startswith("sha256:")
+    assert outcome(start_fetch(home, goods.source))[0].startswith("sha256:")
     assert leftovers(home) == []
 
 

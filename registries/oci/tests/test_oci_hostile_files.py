@@ -26,7 +26,7 @@ from iiitools.ocilayout import File, Link, tar_layer, write_layout
 from iiitools.tarblocks import header, long_name, pax
 
 pytestmark = pytest.mark.integration
-SECONDS = 10  # for what must be refused at once; the machine may be busy
+SECONDS = 40  # for what must be refused at once; the machine may be busy
 MACHINE = host_platform().architecture
 ZEROS = "blobs/sha256/" + "0" * 64
 Entries = dict[str, Any]
