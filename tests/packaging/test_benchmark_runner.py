@@ -18,8 +18,8 @@ from iiitools.bench import Row, median_times, pinned
 def measure():
     print("chatter")
     with pinned(0) as where:
-        ours, reference = median_times(lambda: sum(range(20000)), lambda: sum(range(2000)), rounds=3)
-    row = dict(name="sum", unit="s", ours=ours, reference=reference, reference_name="a tenth of it", conditions=where)
+        ours, reference = median_times(lambda: sum(range(200_000)), lambda: None, rounds=3)
+    row = dict(name="sum", unit="s", ours=ours, reference=reference, reference_name="nothing at all", conditions=where)
     return [Row(**row, aim=1.0, better="lower"), Row(**row, aim=1.0, better="higher")]
 """
 
@@ -54,7 +54,7 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(folder: Path) -> None:
     done = run(folder)
     assert done.returncode == 1
     assert "failed: aaa" in done.stderr
-    assert "a tenth of it" in done.stdout
+    assert "nothing at all" in done.stdout
 
 
 def test_an_unknown_name_is_refused(folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from iiitools.worktree import ROOT, source_files
 
+pytestmark = pytest.mark.timeout(300)  # the first test installs an environment
 UV = str(ROOT / "tools" / "uv")
 
 
@@ -30,7 +31,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "venv"
 
 
-@pytest.mark.timeout(180)  # installs an environment
 def test_every_module_of_the_core_can_be_imported(environment: Path) -> None:
     paths = [path.relative_to(ROOT).with_suffix("") for path in source_files(".py", below=ROOT / "iii_core")]
     modules = [".".join(path.parts).removesuffix(".__init__") for path in paths]

@@ -11,6 +11,7 @@ import pytest
 from iiitools.sampling import ONE_IN
 from iiitools.worktree import ROOT
 
+pytestmark = pytest.mark.timeout(240)  # some run pytest several times
 SUITE = """
 import pytest
 
@@ -30,7 +31,7 @@ def passed(folder: Path, *options: str) -> set[str]:
     command = [sys.executable, "-m", "pytest", "-v", "-p", "iiitools.sampling", "-p", "no:cacheprovider"]
     command += [*options, str(folder)]
     environment = {"PYTHONPATH": str(ROOT / "tools"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("--seed=" in done.stdout) == ("--long-sample" in options)
     return {line.split("::")[1].split()[0] for line in done.stdout.splitlines() if "PASSED" in line}

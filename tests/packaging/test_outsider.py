@@ -8,10 +8,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,13 @@ import psutil
 import pytest
 
 from iii_core.testing.sandbox_trial import select
+from iiitools.ports import reserved_port
+from iiitools.processes import still_running
+from iiitools.waiting import PATIENCE, wait_until
 from iiitools.workerimages import build_math_worker
 from iiitools.worktree import ROOT
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]  # the first test builds and installs everything
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # the first test builds and installs everything
 UV = ROOT / "tools" / "uv"
 EXAMPLE = ROOT / "examples" / "iii-sandbox-mine"
 NAME = "mine"
@@ -65,7 +66,7 @@ class Elsewhere:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=400,
             check=False,
         )
         assert done.stdout, (arguments, done, self.log())
@@ -82,7 +83,7 @@ class Elsewhere:
 
 
 def must(*command: str | Path, cwd: Path) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=200)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400)
     assert done.returncode == 0, done.stderr
 
 
@@ -140,8 +141,11 @@ def test_it_passes_the_conformance_kit(elsewhere: Elsewhere) -> None:
 
 def test_it_runs_a_worker_and_leaves_nothing_when_its_host_is_killed(elsewhere: Elsewhere) -> None:
     build_math_worker(elsewhere.folder / "image", tag="1.0")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    with reserved_port() as port:
+        run_a_worker(elsewhere, port)
+
+
+def run_a_worker(elsewhere: Elsewhere, port: int) -> None:
     (elsewhere.project / "config.yaml").write_text(
         f"workers:\n"
         f"  - name: iii-worker-manager\n    config: {{port: {port}}}\n"
@@ -153,24 +157,28 @@ def test_it_runs_a_worker_and_leaves_nothing_when_its_host_is_killed(elsewhere: 
         )
     try:
         assert wait_running(elsewhere)["backend"] == NAME
+        wait_until(lambda: '"math::add"' in elsewhere.run("trigger", "engine::functions::list"), told=elsewhere.log)
         assert json.loads(elsewhere.run("trigger", "math::add", "a=2", "b=3", "--port", str(port))) == {"sum": 5}
-        below = psutil.Process(engine.pid).children(recursive=True)
-        host = next(one for one in below if "iii_core.sandbox.hostproc" in " ".join(one.cmdline()))
+        (host,) = psutil.Process(engine.pid).children()
+        assert "iii_core.sandbox.hostproc" in host.cmdline()
         sandbox = host.children(recursive=True)
         assert sandbox
         host.kill()
-        psutil.wait_procs(sandbox, timeout=20)
-        assert not [one for one in sandbox if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        wait_running(elsewhere)
+        assert not still_running(sandbox, within=20)
+        wait_running(elsewhere, restarts=1)
     finally:
         engine.send_signal(signal.SIGTERM)
-        assert engine.wait(30) == 0, elsewhere.log()
+        assert engine.wait(PATIENCE) == 0, elsewhere.log()
 
 
-def wait_running(elsewhere: Elsewhere) -> dict[str, Any]:
-    """What the worker's status says once it runs."""
-    deadline = time.monotonic() + 60
-    while (facts := elsewhere.json("worker", "status", "math-worker"))["status"] != "running":
-        assert time.monotonic() < deadline, (facts, elsewhere.log())
-        time.sleep(0.1)
+def wait_running(elsewhere: Elsewhere, restarts: int = 0) -> dict[str, Any]:
+    """What the worker's status says once it runs, after that many restarts."""
+    facts: dict[str, Any] = {}
+
+    def runs() -> bool:
+        nonlocal facts
+        facts = elsewhere.json("worker", "status", "math-worker")
+        return facts["status"] == "running" and facts["restarts"] >= restarts
+
+    wait_until(runs, within=120, told=lambda: (facts, elsewhere.log()))
     return facts

@@ -10,12 +10,13 @@ import pytest
 
 from iiitools.worktree import Distribution, distributions
 
+pytestmark = pytest.mark.timeout(300)  # the first test pays for building all of them
+
 
 def name_of(distribution: Distribution) -> str:
     return distribution.name
 
 
-@pytest.mark.timeout(180)  # the first test pays for building all of them
 @pytest.mark.parametrize("distribution", distributions(), ids=name_of)
 def test_wheel_holds_its_own_package_alone(distribution: Distribution, wheels: dict[str, Path]) -> None:
     with zipfile.ZipFile(wheels[distribution.name]) as wheel:
