@@ -31,7 +31,7 @@ async def run(agent: Agent, *argv: str, **changes: Any) -> tuple[bytes, bytes, E
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something about other processes, which nothing tells of; fails after 5 s."""
-    with trio.fail_after(5):
+    """Wait for something about other processes, which nothing tells of; fails after 30 s."""
+    with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.005)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import trio
 from iii_sandbox_guest import agent_path
 
 from iii_core.sandbox.agent import Agent, AgentTimeouts, ServeTunnel, open_agent
+from iiitools.ports import reserved_port
 
 from .agentkit import StartAgent
 from .machinekit import fetched_kernel, make_root_image
@@ -64,7 +65,7 @@ class Running:
     async def end(self) -> None:
         """The end of the link is the agent's end, and takes along what it started."""
         self.link.close()
-        with trio.move_on_after(5) as scope:
+        with trio.move_on_after(25) as scope:
             await self.ended()
         self.program.kill()
         self.program.wait()
@@ -86,6 +87,13 @@ async def refuse_tunnel(_: trio.abc.Stream) -> None:
 
 
 @pytest.fixture
+def free_port() -> Iterator[Callable[[], int]]:
+    """Gives ports of loopback that are the test's alone."""
+    with ExitStack() as reserved:
+        yield lambda: reserved.enter_context(reserved_port())
+
+
+@pytest.fixture
 def start_agent(agent_program: Path) -> StartAgent:
     """``async with start_agent(...) as agent``: ends with a check that the agent ended well."""
 
@@ -103,12 +111,12 @@ def start_agent(agent_program: Path) -> StartAgent:
                 running.stream(), tunnel_ports=tunnel_ports, serve_tunnel=serve_tunnel, timeouts=timeouts
             ) as agent:
                 yield agent
-                with trio.fail_after(10):
+                with trio.fail_after(30):
                     await agent.power_off(1)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 assert await running.ended() == 0
         finally:
-            with trio.move_on_after(10, shield=True):
+            with trio.move_on_after(30, shield=True):
                 await running.end()
 
     return start

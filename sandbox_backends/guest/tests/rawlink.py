@@ -22,8 +22,8 @@ class RawHost:
         await self.stream.send_all(b"".join(encoded))
 
     async def receive(self) -> Frame:
-        """The next frame; fails after 5 s, raises EOFError at the end."""
-        with trio.fail_after(5):
+        """The next frame; fails after 30 s, raises EOFError at the end."""
+        with trio.fail_after(30):
             while (frame := self.decoder.next_frame()) is None:
                 data = await self.stream.receive_some(65536)
                 if not data:

@@ -27,6 +27,7 @@ from .rawlink import RawHost, message, opening
 
 CONFIGURE = wire.encode_configure(ports=(), dead_man=0, clock_ns=1, entropy=b"x")  # a host's clock is left alone
 TRUE = wire.encode_process(spec("true"))
+DEAD_MAN = 2.0  # a busy machine may keep a host from speaking for a second
 
 
 @asynccontextmanager
@@ -41,7 +42,7 @@ async def raw_host(program: Path, *before: str) -> AsyncGenerator[tuple[RawHost,
 
 
 async def exits_with(running: Running, status: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         assert await running.ended() == status
 
 
@@ -87,7 +88,7 @@ async def test_a_half_frame_is_overcome(agent_program: Path, cut: int) -> None:
         hello = await host.hello(2, before=half + frames.RESYNC)
         assert hello.peer_epoch == 2
         await still_works(host, 1)
-        await trio.to_thread.run_sync(child.wait, 5)
+        await trio.to_thread.run_sync(child.wait, 30)
 
 
 async def test_another_version_is_answered_and_not_served(agent_program: Path) -> None:
@@ -131,15 +132,15 @@ async def test_the_end_of_the_link_ends_everything(agent_program: Path) -> None:
 async def test_silence_powers_off(agent_program: Path) -> None:
     async with raw_host(agent_program) as (host, running):
         await host.hello()
-        await host.send(opening(1, wire.encode_configure(ports=(), dead_man=0.5)))
+        await host.send(opening(1, wire.encode_configure(ports=(), dead_man=DEAD_MAN)))
         await host.send(opening(2, wire.encode_process(spec("sh", "-c", "trap '' TERM; echo; sleep 1000"))))
-        before = trio.current_time()
-        for token in range(8):
+        begun = trio.current_time()
+        while (last := trio.current_time()) - begun < DEAD_MAN * 1.5:
+            await host.send(frames.encode_token(frames.PING, 1))
             await trio.sleep(0.1)
-            await host.send(frames.encode_token(frames.PING, token))
         assert running.program.poll() is None
         await exits_with(running, 3)
-        assert 1.0 < trio.current_time() - before < 4
+        assert trio.current_time() - last > DEAD_MAN / 2, "it was silence that ended it"
 
 
 async def test_a_signal_powers_off_in_order(agent_program: Path) -> None:
@@ -331,10 +332,11 @@ async def test_as_an_init_it_reaps_orphans_and_ends_everything(agent_program: Pa
         ready = wire.decode_control_message((await host.receive()).payload)
         assert isinstance(ready, wire.Ready)
         assert (ready.pid, ready.listen_errors) == (1, ())
-        orphan = "(setsid sh -c 'sleep 0.1' &); sleep 0.3; ps -eo stat= | grep -c Z; ip -o link show lo | grep -c ,UP"
+        orphan = "(setsid sh -c 'sleep 0.1234' &); while pgrep -f '^sleep 0.1234' >/dev/null; do sleep 0.02; done; "
+        orphan += "while ps -eo stat= | grep -q Z; do sleep 0.02; done; ip -o link show lo | grep -c ,UP"
         await host.send(opening(2, wire.encode_process(spec("sh", "-c", orphan))))
         output = b"".join(payload[1:] for kind, payload in await host.collect(2) if kind == frames.DATA)
-        assert output == b"0\n1\n"
+        assert output == b"1\n"
         await host.send(frames.encode_close(2, ""))
         stubborn = "trap '' TERM; setsid sh -c \"trap '' TERM; sleep 1000\" & echo ready; sleep 1000"
         await host.send(opening(3, wire.encode_process(spec("sh", "-c", stubborn))))

@@ -63,7 +63,7 @@ async def test_input_nobody_reads_is_dropped(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
         process = await agent.spawn(spec("sh", "-c", "exec 0<&-; echo closed; sleep 0.2", stdin=True))
         assert await process.receive_output() == (1, b"closed\n")
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await process.send_stdin(bytes(1 << 20))
         assert (await outcome(process))[2] == ExitStatus(0)
         await process.send_stdin(b"nobody is there")
@@ -180,7 +180,7 @@ async def test_kill_ends_the_group_and_drops_output(start_agent: StartAgent) -> 
         await process.receive_output()
         await process.kill()
         await process.kill()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await process.wait() == ExitStatus(0, 9)
         assert await process.receive_output() is None
         with pytest.raises(trio.ClosedResourceError):
@@ -190,14 +190,14 @@ async def test_kill_ends_the_group_and_drops_output(start_agent: StartAgent) -> 
 
 async def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_up_the_end(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             out, _, status = await run(agent, "sh", "-c", "sleep 100 & echo done; exit 3")
         assert (out, status) == (b"done\n", ExitStatus(3))
 
 
 async def test_a_talkative_grandchild_does_not_hold_up_the_end_either(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             out, _, status = await run(agent, "sh", "-c", "yes & sleep 0.05; exit 3")
         assert status == ExitStatus(3)
         assert set(out) == set(b"y\n")
@@ -210,26 +210,26 @@ async def test_linger_waits_for_the_group(start_agent: StartAgent) -> None:
         {BUSY}
     """
     async with start_agent() as agent:
-        process = await agent.spawn(spec("sh", "-c", script, linger=10))
+        process = await agent.spawn(spec("sh", "-c", script, linger=60))
         assert await process.receive_output() == (1, b"ready\n")
         await process.signal(signal.SIGTERM)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             out, _, status = await outcome(process)
         assert (out, status) == (b"saved\n", ExitStatus(0))
 
 
 async def test_linger_has_an_end(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
-        process = await agent.spawn(spec("sh", "-c", "sleep 100 & exit 4", linger=0.3))
         before = trio.current_time()
+        process = await agent.spawn(spec("sh", "-c", "sleep 100 & exit 4", linger=0.3))
         assert await process.wait() == ExitStatus(4)
-        assert 0.25 < trio.current_time() - before < 5
+        assert 0.25 < trio.current_time() - before < 30
 
 
 async def test_a_slow_reader_stalls_only_its_own_process(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
         unread = [await agent.spawn(spec("yes")) for _ in range(8)]
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             out, _, _ = await run(agent, "head", "-c", "3000000", "/dev/zero")
         assert out == bytes(3_000_000)
         for process in unread:
@@ -271,7 +271,7 @@ async def test_hundreds_of_processes_leave_no_zombie(start_agent: StartAgent) ->
 
 
 async def test_more_processes_than_streams_wait_their_turn(start_agent: StartAgent) -> None:
-    async with start_agent(timeouts=AgentTimeouts(spawn=0.3)) as agent:
+    async with start_agent(timeouts=AgentTimeouts(spawn=2)) as agent:
         processes = [await agent.spawn(spec("sleep", "100")) for _ in range(255)]
         with pytest.raises(ProcessSpawnError) as caught:
             await agent.spawn(spec("true"))

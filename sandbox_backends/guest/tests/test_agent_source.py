@@ -15,6 +15,7 @@ from iii_core.errors import BackendUnavailable
 
 from .conftest import SOURCE
 
+pytestmark = pytest.mark.timeout(300)  # they compile, with sanitizers too
 ROOT = SOURCE.parents[2]
 
 

@@ -47,7 +47,7 @@ async def test_several_may_ask_at_once_and_one_may_give_up(start_agent: StartAge
 
 
 async def _ask(agent: Agent, number: int) -> None:
-    with trio.move_on_after(0 if number % 3 == 0 else 5) as scope:
+    with trio.move_on_after(0 if number % 3 == 0 else 30) as scope:
         assert (await agent.stats()).processes == 0
     assert scope.cancelled_caught == (number % 3 == 0)
 
@@ -97,7 +97,7 @@ async def test_what_was_sent_arrives_though_it_is_closed_at_once(start_agent: St
     async with start_agent() as agent:
         async with await agent.dial(port) as connection:
             await connection.send_all(b"last words")
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             accepted = await listener.accept()
             assert await accepted.receive_some(100) == b"last words"
             assert await accepted.receive_some(100) == b""

@@ -17,7 +17,7 @@ SIZE = TerminalSize(rows=33, cols=123)
 async def read_until(process: AgentProcess, text: bytes) -> bytes:
     """Output up to and with ``text``."""
     seen = b""
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while text not in seen:
             output = await process.receive_output()
             assert output is not None, seen
@@ -79,7 +79,7 @@ async def test_all_output_comes_before_the_end(start_agent: StartAgent) -> None:
 
 async def test_a_grandchild_that_keeps_the_terminal_does_not_hold_up_the_end(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             out, _, status = await run(agent, "sh", "-c", "trap '' HUP; sleep 100 & echo done; exit 3", tty=SIZE)
     assert (out, status) == (b"done\r\n", ExitStatus(3))
 
