@@ -55,7 +55,7 @@ async def check_ends_with_its_host(under_test: SandboxesUnderTest) -> None:
             record.unlink()  # else the engine would kill it
         hosts = [line for line in descendants(os.getpid()) if line.split()[1].startswith("python")]
         os.kill(int(hosts[0].split()[0]), signal.SIGKILL)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await trio.lowlevel.wait_readable(ended)
         os.close(ended)
     async with started(under_test) as (driver, sandbox_id), agent_of(driver, sandbox_id) as agent:

@@ -48,7 +48,7 @@ def run_kit(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=170,
+        timeout=580,
         check=False,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]

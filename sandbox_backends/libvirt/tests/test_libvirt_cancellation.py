@@ -16,7 +16,7 @@ from .vmkit import HERE, HOME, python
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.long,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts to leave behind"),
 ]
 
@@ -26,7 +26,7 @@ pytestmark = [
 )
 def test_cancelled(image: RootImage, kernel: Path, tmp_path: Path, method: str) -> None:
     command = ["unshare", "--mount", *python(HERE / "cancelrunner.py", image.path, HOME, tmp_path, method)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=580)
     steps = [json.loads(line) for line in done.stdout.splitlines()]
     problems = {step["step"]: step["problem"] for step in steps if step["problem"]}
     assert problems == {}

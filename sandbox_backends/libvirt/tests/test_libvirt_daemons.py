@@ -22,7 +22,7 @@ from .vmkit import HERE, TCG, python
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.long,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else, and start the machine's daemon"),
 ]
 
@@ -68,11 +68,11 @@ def daemon(public: Path) -> Iterator[str]:
         )
     try:
         wait: list[str | Path] = ["sh", "-c", 'until [ -S "$0" ]; do sleep 0.05; done', public / "libvirt-sock"]
-        subprocess.run(wait, timeout=20, check=True)
+        subprocess.run(wait, timeout=60, check=True)
         yield f"qemu+unix:///system?socket={public}/libvirt-sock"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def run_as_root(image: Path, folder: Path, home: Path, uri: str, checks: list[str]) -> dict[str, str | None]:
@@ -82,7 +82,7 @@ def run_as_root(image: Path, folder: Path, home: Path, uri: str, checks: list[st
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=150,
+        timeout=560,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {line["check"]: line["problem"] for line in lines}

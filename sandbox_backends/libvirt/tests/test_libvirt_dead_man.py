@@ -15,8 +15,8 @@ from iii_core.testing.sandbox_harness import run_well
 
 from .vmkit import HERE, HOME, Bench, python
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
-DEAD_MAN = 3
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+DEAD_MAN = 8  # a busy machine may take seconds to kill both, and to let a guest speak before
 
 
 async def test_engine_and_host_killed(bench: Bench, kernel: Path, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ async def test_engine_and_host_killed(bench: Bench, kernel: Path, tmp_path: Path
         finally:
             end(engine)
         assert not select.select([qemu], [], [], 0)[0], "nobody was left to end it"
-        assert select.select([qemu], [], [], 20 + DEAD_MAN)[0], "the guest goes on for ever"
+        assert select.select([qemu], [], [], 60 + DEAD_MAN)[0], "the guest goes on for ever"
         os.close(qemu)
         async with bench.sandbox() as (_, agent):
             assert (await run_well(agent, ("/bin/id", "-u"))).strip() == "0"

@@ -21,7 +21,7 @@ from .vmkit import Bench, agent_of, status_of
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.long,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(find_lack(os.environ) is not None, reason=f"this user may not open {TUN}, or lacks programs"),
 ]
 
@@ -36,7 +36,7 @@ def uplinks() -> list[int]:
 
 
 async def gone(pids: list[int]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(40):
         while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110, ASYNC240
             await trio.sleep(0.02)
 
@@ -50,7 +50,7 @@ async def is_answered(agent: Agent) -> bool:
 async def is_told(bench: Bench, words: str) -> None:
     """Wait for words on the console."""
     console = bench.folder / "box.console"
-    with trio.fail_after(10):
+    with trio.fail_after(40):
         while words not in console.read_text(encoding="utf-8"):  # noqa: ASYNC110
             await trio.sleep(0.02)
 

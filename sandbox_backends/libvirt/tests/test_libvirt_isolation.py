@@ -15,7 +15,7 @@ from iii_core.testing.sandbox_harness import run_well
 
 from .vmkit import ROOTS, Bench, agent_of, cmdline_of, status_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(300)]
 
 
 async def test_a_guests_qemu(bench: Bench) -> None:

@@ -25,7 +25,7 @@ from iii_core.testing.sandbox_harness import descendants, run, run_well
 from .vmkit import HERE, HOME, Bench, agent_of, python
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can show folders to a guest")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120), as_root]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), as_root]
 
 
 @pytest.fixture
@@ -139,9 +139,10 @@ async def remove_source(agent: Agent, shown: Path) -> None:
         if path.name != "below":
             await path.unlink()
     await trio.Path(shown).rename(shown.with_name("gone"))
-    await trio.sleep(1.1)  # for so long a guest believes what it has seen
+    with trio.fail_after(40):  # for a second of its own time a guest believes what it has seen
+        while "No such file" not in (await run(agent, ("/bin/cat", "/data/hello")))[1]:
+            pass
     assert await run_well(agent, ("/bin/ls", "/data")) == "below\n"
-    assert "No such file" in await refused(agent, "/bin/cat", "/data/hello")
     await trio.Path(shown.with_name("gone")).rename(shown)
 
 
@@ -170,7 +171,7 @@ async def test_a_guest_does_not_outlive_a_server(bench: Bench, shown: Path) -> N
     with bench.nothing_remains():
         async with bench.sandbox(with_mounts(bench, Mount(source=shown, target="/data"))) as (driver, _):
             os.kill(servers()[0], signal.SIGKILL)
-            with trio.fail_after(10):
+            with trio.fail_after(40):
                 assert (await driver.events().receive()).id == "box"
             assert servers() == []
 
@@ -186,7 +187,7 @@ async def test_servers_end_with_the_sandbox_host(bench: Bench, shown: Path) -> N
             assert len(descriptors) == 4  # each has a child, which does the work
             host = next(line for line in descendants(os.getpid()) if line.split()[1].startswith("python"))
             os.kill(int(host.split()[0]), signal.SIGKILL)
-            with trio.fail_after(5):
+            with trio.fail_after(40):
                 for descriptor in descriptors:
                     await trio.lowlevel.wait_readable(descriptor)
                     os.close(descriptor)
@@ -213,7 +214,7 @@ async def test_the_image_cannot_lead_a_mount_elsewhere(bench: Bench, shown: Path
 async def start_and_fail(bench: Bench, driver: Any) -> None:
     """A guest that cannot boot powers off, which is an event; what it said is on its console."""
     await driver.start("box")
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         event = await driver.events().receive()
     raise SandboxError(event.console_tail)
 
@@ -223,7 +224,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, image: RootImage, kernel: Pa
     """What `mountrunner` finds out."""
     folder = tmp_path_factory.mktemp("mounts")
     command = ["unshare", "--mount", *python(HERE / "mountrunner.py", image.path, HOME, folder)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -17,7 +17,7 @@ from .vmkit import TCG
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else; run the kit itself instead"),
 ]
 

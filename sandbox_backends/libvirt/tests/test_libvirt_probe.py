@@ -16,11 +16,11 @@ from .vmkit import HERE, HOME, ROOTS, python
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a /dev of its own"),
 ]
 Probe = Callable[..., dict[str, Any]]
-DEADLINE = 28  # seconds: of the attempts with KVM and without
+DEADLINE = 35  # seconds: the sandbox host's own for a probe, and some
 
 WITH_KVM = """#!/bin/sh
 prev=
@@ -62,7 +62,7 @@ def probe(tmp_path: Path, home: Path) -> Probe:
         wish |= {"kvm": kvm, "folder": str(tmp_path), "home": str(home)}
         command = ["unshare", "--mount", *python(HERE / "proberunner.py", json.dumps(wish))]
         before = set(ROOTS.glob("*"))
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=140)
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         assert answer["left"] == []
@@ -78,13 +78,14 @@ def verdicts(home: Path) -> list[Path]:
 
 
 def test_no_kvm_is_told_and_remembered(probe: Probe, home: Path) -> None:
-    answer = probe("absent", times=2)
-    first, second = answer["results"]
-    assert first == second
+    answer = probe("absent", times=4)
+    first, *others = answer["results"]
+    assert others == [first] * 3
     assert first["ok"]
     assert first["automatic"] is False  # a stronger backend than namespaces, but too slow to be chosen unasked
     assert "there is no /dev/kvm" in first["reason"]
-    assert answer["seconds"][0] > 1 > answer["seconds"][1], "the second time nothing boots"
+    booting, *looking = answer["seconds"]
+    assert min(looking) < booting / 4, "after the first time nothing boots"
     (verdict,) = verdicts(home)
     for broken in (b"", b"{", b'{"accelerator": "xen"}', b"\xff\xfe", b"[]"):
         verdict.write_bytes(broken)

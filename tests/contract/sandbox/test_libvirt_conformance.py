@@ -15,7 +15,7 @@ from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.sandbox.port import RootImage, SandboxDriver
 from iii_core.testing import sandbox_kit
 
-pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("check", sandbox_kit.CHECKS, ids=lambda check: check.__name__)
