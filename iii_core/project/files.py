@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second writer never leaves half of one."""
+"""Writing files so that a crash, a full disk or a second writer never leaves half of one, and reading what we wrote."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from iii_core.errors import ConfigIoError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,6 +42,33 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, shrinking: bool 
         raise ConfigIoError(
             f"cannot write {path}: {reason}", hint=hint_for(error), details={"path": str(path)}
         ) from error
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open what nobody but us can have written: a regular file of ours, and no link, pipe or device in its place.
+
+    A link could lead to what we may read and others may not, and a pipe or ``/dev/zero`` has no end. Raises `OSError`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"it belongs to another user ({found.st_uid})", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_own(path: Path, limit: int) -> bytes:
+    """The content of a file as of `open_own`, of at most ``limit`` bytes. Raises `OSError`."""
+    with open_own(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data
 
 
 def hint_for(error: Exception) -> str | None:

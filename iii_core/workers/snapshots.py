@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from iii_core.errors import SnapshotUnusable
-from iii_core.project.files import write_atomic
+from iii_core.project.files import read_own, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +35,9 @@ SNAPSHOTS_FOLDER: Final = "snapshots"
 RECORD: Final = "snapshot.json"
 FORMAT: Final = 1
 _STATE: Final = "state-"
+_STATE_NAME: Final = re.compile(_STATE + "[0-9a-f]{12}")
+_LIMIT: Final = 1 << 20
+_LATEST: Final = 1e11  # seconds since 1970: what is shown as a date has to be one
 _BLOCK: Final = 512  # of st_blocks, stat(2)
 AFRESH: Final = "it is started afresh; 'iii worker snapshot NAME' saves it again"
 
@@ -85,15 +90,17 @@ class SnapshotStore:
     def read(self) -> Snapshot | None:
         """The snapshot, if there is one. Raises `SnapshotUnusable` for a record that cannot be read."""
         try:
-            snapshot = msgspec.json.decode((self.folder / RECORD).read_bytes(), type=Snapshot)
+            snapshot = msgspec.json.decode(read_own(self.folder / RECORD, _LIMIT), type=Snapshot)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
             raise self._unusable(f"its record is damaged ({error})") from error
         if snapshot.format != FORMAT:
             raise self._unusable(f"it has format {snapshot.format}, known is {FORMAT}")
-        if not snapshot.state.startswith(_STATE) or "/" in snapshot.state:
+        if not _STATE_NAME.fullmatch(snapshot.state):
             raise self._unusable("its record names no state")
+        if not 0 <= snapshot.taken < _LATEST:
+            raise self._unusable("its record has no time")
         return snapshot
 
     def find(self, fits: Mapping[str, str]) -> Path | None:
@@ -104,7 +111,11 @@ class SnapshotStore:
         differing = [name for name, value in fits.items() if snapshot.fits.get(name) != value]
         if differing:
             raise self._unusable(f"it is of another {' and another '.join(differing)}", differing)
-        return self.folder / snapshot.state
+        state = self.folder / snapshot.state
+        for folder in (self.folder, state):
+            if not _is_own_folder(folder):
+                raise self._unusable(f"{folder} is no folder of this user's")
+        return state
 
     def begin(self) -> Path:
         """A folder, not there yet, for a state to be saved to."""
@@ -159,6 +170,15 @@ class SnapshotStore:
     def _unusable(self, why: str, differing: list[str] | None = None) -> SnapshotUnusable:
         details: dict[str, Any] = {"folder": str(self.folder), "differing": differing or []}
         return SnapshotUnusable(f"the snapshot in {self.folder} cannot be used: {why}", hint=AFRESH, details=details)
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Nobody else can have put files there; a link may lead to where others can."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ import msgspec
 from iii_sandbox_guest import limits
 
 from iii_core.errors import SnapshotUnusable
+from iii_core.project.files import read_own
 from iii_sandbox_libvirt.policy import Accelerator
 from iii_sandbox_libvirt.saveimage import measure
 
@@ -23,6 +24,7 @@ MANIFEST: Final = "manifest.json"
 MEMORY: Final = "memory"
 DATA: Final = "data.img"
 _TABLES: Final = 1 << 20
+_LIMIT: Final = 1 << 20
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
@@ -81,7 +83,7 @@ def describe(spec: SandboxSpec, files: BootFiles, accelerator: Accelerator, vers
 def read_manifest(folder: Path) -> Manifest:
     """Raises `SnapshotUnusable`."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(read_own(folder / MANIFEST, _LIMIT), type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise SnapshotUnusable(
             f"there is no saved state in {folder}, or it is damaged: {error}",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 from iii_core.errors import SnapshotUnusable
+from iii_core.project.files import open_own
 from iii_sandbox_libvirt.render import ARGUMENT, COMMAND_LINE, NETDEV_STARTS, netdev, render_owner
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def revise(xml: str, guest: Guest) -> str:
         raise SnapshotUnusable(f"the description in the saved state is damaged: {error}") from error
     _find(domain, "name").text = guest.name
     domain.remove(_find(domain, "uuid"))  # libvirt makes a new one: there may be several
+    _find(domain, "devices/emulator").text = str(guest.emulator)
     _find(domain, "os/kernel").text = str(guest.kernel)
     _find(domain, "os/initrd").text = str(guest.initramfs)
     for disk in guest.disks:
@@ -94,8 +96,11 @@ def _find(domain: ET.Element, path: str) -> ET.Element:
 
 
 def write_revised(source: Path, target: Path, edit: Callable[[str], str]) -> tuple[int, int]:
-    """Copy a saved state with its XML edited; size and checksum of ``source``. Raises OSError, `SnapshotUnusable`."""
-    with source.open("rb") as file, open(target, "xb", opener=private) as out:
+    """Copy a saved state of ours with its XML edited; size and checksum of ``source``.
+
+    Raises OSError, `SnapshotUnusable`.
+    """
+    with open_own(source) as file, open(target, "xb", opener=private) as out:
         described = Description.read(file)
         start = file.tell()
         edited = Description(edit(described.xml), described.notes, described.was_running, described.rest)

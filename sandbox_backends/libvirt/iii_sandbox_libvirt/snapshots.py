@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -11,6 +12,7 @@ import msgspec
 import trio
 
 from iii_core.errors import SandboxError, SnapshotUnusable, UnsupportedOperation
+from iii_core.project.files import open_own
 from iii_core.sandbox.launcher import LaunchFailed
 from iii_core.sandbox.launching import LaunchedDriver
 from iii_sandbox_libvirt.boots import LibvirtBoot
@@ -29,7 +31,7 @@ from iii_sandbox_libvirt.manifest import (
 from iii_sandbox_libvirt.render import render_snapshot
 from iii_sandbox_libvirt.restoring import DATA_DISK, REVISED_MEMORY, removed, replaced
 from iii_sandbox_libvirt.saveimage import measure, revise, write_revised
-from iii_sandbox_libvirt.sparse import copy_sparse
+from iii_sandbox_libvirt.sparse import copy_open, copy_sparse
 
 if TYPE_CHECKING:
     import socket
@@ -172,14 +174,15 @@ def _becoming(folder: Path) -> Generator[Path]:
 
 def _copy_disk(folder: Path, target: Path, manifest: Manifest) -> None:
     try:
-        copy_sparse(folder / DATA, target)
+        with open_own(folder / DATA) as disk:
+            size = os.fstat(disk.fileno()).st_size
+            if size != manifest.data:
+                raise SnapshotUnusable(
+                    f"the disk in {folder} is damaged: {size} bytes, not {manifest.data}",
+                    hint="start it afresh, and save it again",
+                )
+            copy_open(disk, target)
     except OSError as error:
         raise SnapshotUnusable(
             f"the disk in {folder} cannot be copied: {error.strerror}", hint="is there room?"
         ) from error
-    size = target.stat().st_size
-    if size != manifest.data:
-        raise SnapshotUnusable(
-            f"the disk in {folder} is damaged: {size} bytes, not {manifest.data}",
-            hint="start it afresh, and save it again",
-        )

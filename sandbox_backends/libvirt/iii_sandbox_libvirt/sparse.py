@@ -11,6 +11,7 @@ from iii_sandbox_libvirt.saveimage import private
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
 _FICLONE: Final = 0x40049409  # ioctl_ficlone(2)
 
@@ -20,7 +21,13 @@ def copy_sparse(source: Path, target: Path) -> None:
 
     Blocking. Raises OSError, FileExistsError among them.
     """
-    with source.open("rb") as file, open(target, "xb", opener=private) as out:
+    with source.open("rb") as file:
+        copy_open(file, target)
+
+
+def copy_open(file: BinaryIO, target: Path) -> None:
+    """As `copy_sparse`, of an open file."""
+    with open(target, "xb", opener=private) as out:
         try:
             fcntl.ioctl(out.fileno(), _FICLONE, file.fileno())
         except OSError:
