@@ -37,6 +37,9 @@ _FOREIGN_PLACES = (
 MARK = "/workspace/mark"
 """A file that checks write."""
 
+TESTS = "iii-tests"
+"""The source that tests give file systems which they mount where everybody sees them."""
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -183,13 +186,14 @@ def is_foreign(mount: str, ids: Collection[str]) -> bool:
 
     The mount table is the whole machine's, and a mount says nothing of who made it. So all count but those that have an
     owner by convention: named network namespaces (ip-netns(8)), unless a sandbox of ours is in the name; what
-    an automounter or a session of a user brings in; and what container engines and package managers keep.
+    an automounter or a session of a user brings in; what container engines and package managers keep; and what tests
+    beside this one have mounted by the name of `TESTS`.
     """
     fields, _, after = mount.partition(" - ")
-    point, kind = fields.split()[4], after.split()[0]
+    point, (kind, source, *_) = fields.split()[4], after.split()
     if kind == "nsfs" and point.startswith(("/run/netns/", "/var/run/netns/")):
         return not any(one in point.rpartition("/")[2] for one in ids)
-    return kind in _FOREIGN_KINDS or point.startswith(_FOREIGN_PLACES)
+    return kind in _FOREIGN_KINDS or source == TESTS or point.startswith(_FOREIGN_PLACES)
 
 
 def descendants(root: int, *, zombies: bool = True) -> list[str]:

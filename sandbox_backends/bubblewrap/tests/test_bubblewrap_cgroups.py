@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,17 +125,23 @@ def test_only_what_is_limited(tree: Path) -> None:
 
 
 @pytest.fixture
-def real() -> Cgroups:
-    groups = Cgroups(
-        find_parents(
-            Path("/proc/self/mountinfo").read_text(encoding="utf-8"),
-            Path("/proc/self/cgroup").read_text(encoding="utf-8"),
-        ),
-        OWN,
+def real() -> Iterator[Cgroups]:
+    """This machine's, in folders of the test's own: any other engine sweeps what is where it makes its own."""
+    found = find_parents(
+        Path("/proc/self/mountinfo").read_text(encoding="utf-8"),
+        Path("/proc/self/cgroup").read_text(encoding="utf-8"),
     )
-    if not groups.available:
+    if not found:
         pytest.skip("no control group of this machine may be written by this user")
-    return groups
+    parents = {name: replace(parent, folder=parent.folder / f"tests-{os.getpid()}") for name, parent in found.items()}
+    for parent in set(parents.values()):
+        parent.folder.mkdir()
+        if parent.unified:
+            handed_on = " ".join(f"+{name}" for name in parents)
+            (parent.folder / "cgroup.subtree_control").write_text(handed_on, encoding="ascii")
+    yield Cgroups(parents, OWN)
+    for parent in set(parents.values()):
+        parent.folder.rmdir()
 
 
 def test_real_groups(real: Cgroups) -> None:

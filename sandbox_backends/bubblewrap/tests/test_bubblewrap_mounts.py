@@ -13,7 +13,7 @@ import trio
 from iii_core.errors import BootFailed, SandboxError, UnsupportedOperation
 from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.port import Mount, RootImage, SandboxSpec
-from iii_core.testing.sandbox_harness import agent_of, run, run_well
+from iii_core.testing.sandbox_harness import TESTS, agent_of, run, run_well
 
 from .bwrapkit import Bench
 
@@ -33,7 +33,7 @@ def shown(tmp_path: Path) -> Path:
 @pytest.fixture
 def nested(shown: Path) -> Generator[Path]:
     below = shown / "below"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "none", below], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", TESTS, below], check=True)
     (below / "deep").write_text("deep", encoding="utf-8")
     yield shown
     subprocess.run(["umount", below], check=True)

@@ -30,7 +30,7 @@ from iii_core.sandbox.console import DROPPED, FILE_LIMIT
 from iii_core.sandbox.host_processes import ProcessId
 from iii_core.sandbox.hostclient import open_sandbox_host
 from iii_core.sandbox.port import Limits, Phase, SandboxEvent
-from iii_core.testing.sandbox_harness import descendants, run, run_well
+from iii_core.testing.sandbox_harness import TESTS, descendants, run, run_well
 
 from .bareguest import FLOOD, HANG, LINES, write_kernel
 from .vmkit import Bench, agent_of, qemus
@@ -44,7 +44,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for 8 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", TESTS, folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
 

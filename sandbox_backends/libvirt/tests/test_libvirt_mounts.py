@@ -20,7 +20,7 @@ from iii_core.records import OpenContext
 from iii_core.sandbox.agent import Agent
 from iii_core.sandbox.ids import SANDBOX_IDS
 from iii_core.sandbox.port import Capability, Mount, RootImage, SandboxSpec, Snapshots
-from iii_core.testing.sandbox_harness import descendants, run, run_well
+from iii_core.testing.sandbox_harness import TESTS, descendants, run, run_well
 
 from .vmkit import HERE, HOME, Bench, agent_of, python
 
@@ -40,7 +40,7 @@ def shown(tmp_path: Path) -> Generator[Path]:
     (tmp_path / "beside").write_text("not shown", encoding="utf-8")
     (folder / "up").symlink_to("../beside")
     (folder / "away").symlink_to(tmp_path / "beside")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "none", below], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", TESTS, below], check=True)
     (below / "deep").write_text("deep", encoding="utf-8")
     yield folder
     subprocess.run(["umount", below], check=True)

@@ -71,7 +71,9 @@ class TestFullDisk:
     def disk(self, tmp_path: Path) -> Iterator[Path]:
         folder = tmp_path / "disk"
         folder.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=40", "none", folder], check=True, timeout=10)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=40", "iii-tests", folder], check=True, timeout=10
+        )
         yield folder
         subprocess.run(["umount", "--lazy", folder], check=True, timeout=10)
 

@@ -59,6 +59,7 @@ def test_mounts_of_a_backend_are_seen_and_those_of_others_are_not(tmp_path: Path
         ("1 2 0:4 / /misc rw shared:1 - autofs systemd-1 rw", True),
         ("1 2 0:4 / /run/docker/netns/x rw - nsfs nsfs rw", True),
         ("1 2 0:4 / /tmp/docker/x rw - tmpfs tmpfs rw", False),
+        ("1 2 0:4 / /tmp/x rw - tmpfs iii-tests rw,size=64k", True),
         ("1 2 7:0 / /run/iii/image ro - squashfs /dev/loop0 ro", False),
     ],
 )
