@@ -92,7 +92,7 @@ def small_disk(tmp_path: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=170m,mode=700", "none", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=170m,mode=700", "iii-tests", folder], check=True)
     yield
     subprocess.run(["umount", folder], check=True)
 
