@@ -192,12 +192,14 @@ def process_start_time(pid: int) -> int | None:
 
 
 def write_record(project: Project, *, control: Path, port: int, secure: bool = False) -> EngineRecord:
-    """Record this process as the project's engine. Raises `ConfigIoError`."""
+    """Record this process as the project's engine; what is on record already stays. Raises `ConfigIoError`."""
     from iii_core.project.files import write_atomic
 
     pid = os.getpid()
     start_time = process_start_time(pid) or 0
     record = EngineRecord(pid=pid, start_time=start_time, control=str(control), port=port, secure=secure)
+    if read_record(project) == record:  # so that a full disk is no trouble for who changes something else
+        return record
     make_state_dir(project)
     write_atomic(project.record_path, json.dumps(asdict(record)).encode(), mode=0o600)
     return record

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from iii_core.errors import IIIError, InvocationError, LinkClosed, LinkError, SandboxError
+from iii_core.project.files import hint_for
 
 MAX_MESSAGE = 64 * 1024
 MAX_DESCRIPTORS = 4
@@ -148,7 +149,10 @@ class MessageSocket:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """How an error crosses. What is not an `IIIError` is a bug of the backend and crosses as a plain `SandboxError`."""
+    """How an error crosses. What is not an `IIIError` crosses as a plain `SandboxError`: a full disk, or else a bug."""
+    if isinstance(error, OSError) and (hint := hint_for(error)) is not None:
+        at = f" {error.filename}" if error.filename is not None else ""
+        error = SandboxError(f"the sandbox backend cannot write{at}: {error.strerror}", hint=hint)
     if not isinstance(error, IIIError):
         error = SandboxError(
             f"internal error of the sandbox backend: {type(error).__name__}: {error}",

@@ -79,6 +79,7 @@ class SandboxService:
                 raise
             except SandboxError as error:
                 reasons[record.name] = error.message
+                hints += [error.hint] if error.hint else []
                 continue
             if verdict.ok and verdict.automatic:
                 self._chosen = record.name

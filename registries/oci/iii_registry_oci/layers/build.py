@@ -117,9 +117,9 @@ def main() -> None:
     except MemoryError:
         answer = {"error": _describe(ImageError("The image has too many files for the memory it may take"))}
     except OSError as error:
+        told = f"Building the root image failed: {error.strerror}"
         full = error.errno in FULL
-        kind = StorageFull if full else ImageError
-        answer = {"error": _describe(kind(f"Building the root image failed: {error.strerror}"))}
+        answer = {"error": _describe(StorageFull(told, hint="free some disk space") if full else ImageError(told))}
     print(json.dumps(answer), flush=True)
 
 
