@@ -132,13 +132,11 @@ def call(state: State, url: str, function: str, body: msgspec.Raw, timeout: floa
     return run_async(partial(_call, record, context, url, function, body, timeout))
 
 
-def similar_functions(state: State, url: str, function: str) -> list[str]:
-    """Functions there are whose names are almost ``function``; none where the engine does not say."""
-    from iii_core.cli.lazy import close_names
-
+def function_ids(state: State, url: str) -> list[str]:
+    """The functions that there are; none where the engine does not say, or not soon."""
     try:
         listed = decode(call(state, url, "engine::functions::list", msgspec.Raw(b"{}"), SUGGESTION_TIME))
-        return close_names(function, [str(row["function_id"]) for row in listed["functions"]])
+        return [str(row["function_id"]) for row in listed["functions"]]
     except (IIIError, KeyError, TypeError):
         return []
 

@@ -9,9 +9,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from iii_core.cli.quick import Quick
+from iii_core.suggestions import close_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +22,6 @@ class Lazy:
     help: str
     load: Callable[[], typer.Typer]
     hidden: bool = False
-
-
-def close_names(word: str, names: Iterable[str]) -> list[str]:
-    """Names that are almost ``word``, the most likely first; a beginning counts as almost."""
-    from difflib import get_close_matches
-
-    names = list(names)
-    begun = [name for name in names if len(word) > 1 and name.startswith(word)]
-    return list(dict.fromkeys([*begun, *get_close_matches(word, names, n=2)]))[:3]
 
 
 def from_module(module: str, attribute: str = "app") -> Callable[[], typer.Typer]:

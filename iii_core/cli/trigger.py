@@ -12,6 +12,7 @@ from iii_core.cli.output import data, say, say_error
 from iii_core.cli.quick import QuickCommand
 from iii_core.cli.state import state_of
 from iii_core.errors import InvocationError, UsageError
+from iii_core.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from iii_core.cli.state import State
@@ -95,10 +96,9 @@ def _hint(state: State, url: str, function: str, error: InvocationError) -> str 
         return None
     from iii_core.cli import calling
 
-    similar = [f"'{name}'" for name in calling.similar_functions(state, url, function)]
-    if similar:
-        return f"did you mean {' or '.join(similar)}?"
-    return "no connected worker provides it; 'iii worker list' shows whether its worker runs"
+    return did_you_mean(function, calling.function_ids(state, url)) or (
+        "no connected worker provides it; 'iii worker list' shows whether its worker runs"
+    )
 
 
 def _explain(state: State, url: str, function: str, timeout: float) -> None:

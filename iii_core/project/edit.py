@@ -18,9 +18,10 @@ from iii_core.project.files import write_atomic
 from iii_core.project.guard import DEFAULT_WAIT, project_lock
 from iii_core.project.lock import load_lock, save_lock
 from iii_core.project.read import Document, Mapping, Scalar, Sequence, parse_document, read_document, resolve, to_data
+from iii_core.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from collections.abc import Mapping as AbstractMapping
     from pathlib import Path
 
@@ -83,7 +84,7 @@ def remove_worker(text: str, worker: str, *, name: str = "config.yaml") -> Edite
     document = _check(text, name)
     found = _find(document, worker)
     if found is None:
-        raise not_in_config(worker)
+        raise not_in_config(worker, [name for name, _, _ in _named(document)])
     section, index = found
     expected: Any = to_data(document.root)
     del expected[section][index]
@@ -139,11 +140,12 @@ def _restore(path: Path, text: str | None) -> None:
         write_atomic(path, text.encode())
 
 
-def not_in_config(worker: str) -> WorkerNotInstalled:
-    """The error for a worker that config.yaml does not name."""
+def not_in_config(worker: str, known: Iterable[str]) -> WorkerNotInstalled:
+    """The error for a worker that config.yaml does not name; ``known`` are those that it does."""
     return WorkerNotInstalled(
         f"worker {worker!r} is not in config.yaml",
-        hint="see the known ones with 'iii worker list', or add it with 'iii worker add'",
+        hint=did_you_mean(worker, known)
+        or "see the known ones with 'iii worker list', or add it with 'iii worker add'",
         details={"name": worker},
     )
 
@@ -155,14 +157,16 @@ def _check(text: str, name: str) -> Document:
 
 
 def _find(document: Document, worker: str) -> tuple[str, int] | None:
+    return next(((section, index) for name, section, index in _named(document) if name == worker), None)
+
+
+def _named(document: Document) -> Iterator[tuple[str, str, int]]:
+    """Name, section and position of each entry."""
     for section in (_WORKERS, "modules"):
         for index, node in enumerate(_entries(document, section)):
             item = resolve(node)
             if isinstance(item, Mapping):
-                data = to_data(item.get("name")) or to_data(item.get("class"))
-                if str(data) == worker:
-                    return section, index
-    return None
+                yield str(to_data(item.get("name")) or to_data(item.get("class"))), section, index
 
 
 def _entries(document: Document, section: str) -> list[Node]:

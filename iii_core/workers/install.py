@@ -23,6 +23,7 @@ from iii_core.project.expand import escape, expand
 from iii_core.project.lock import Lock, load_lock, with_image, without_worker
 from iii_core.project.names import check_name
 from iii_core.project.read import parse_document, read_document
+from iii_core.suggestions import did_you_mean
 from iii_core.workers.saving import SnapshotKeeper
 from iii_core.workers.snapshots import SNAPSHOTS_FOLDER, SnapshotStore
 
@@ -121,6 +122,8 @@ async def add_worker(
         image = await images.fetch(wanted, refresh=force, progress=progress)
     except IIIError as error:
         redact(error, wanted, known.image if known and known.image else wanted)
+        if force and known is None and isinstance(error, PluginMissing):
+            error.hint = await trio.to_thread.run_sync(_meant, project, source) or error.hint
         raise
     name = known.name if known else check_name(image.name)
     entry = _entry(name, image)
@@ -187,6 +190,12 @@ def _declared(project: Project, name: str) -> WorkerEntry | None:
     """The entry of that name. Reads both files, so that one that cannot be edited is found out before a fetch."""
     load_lock(project)
     return load_config(project).find(name) if project.config_path.exists() else None
+
+
+def _meant(project: Project, name: str) -> str | None:
+    """The question which worker was meant by the name of none."""
+    path = project.config_path
+    return did_you_mean(name, [entry.name for entry in load_config(project).workers]) if path.exists() else None
 
 
 def _edited_entry(project: Project, edit: Callable[[str], Edited], name: str) -> WorkerEntry:

@@ -73,7 +73,7 @@ class WorkerManager:
         try:
             return self._workers[name].supervisor
         except KeyError:
-            raise not_in_config(name) from None
+            raise not_in_config(name, self._workers) from None
 
     async def drop_snapshot(self, name: str) -> bool:
         """Delete the snapshot of a worker, declared or not; whether there was one. Raises `ConfigIoError`."""

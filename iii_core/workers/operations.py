@@ -300,7 +300,7 @@ class WorkerOperations:
     def _entry(self, name: str) -> WorkerEntry:
         entry = self._app.config.find(name)
         if entry is None:
-            raise not_in_config(name)
+            raise not_in_config(name, [entry.name for entry in self._app.config.workers])
         return entry
 
     def _supervisor(self, name: str) -> Supervisor:

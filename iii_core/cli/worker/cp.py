@@ -138,7 +138,7 @@ async def _copy_out(project: Project, source: Inside, target: Path) -> int:
 
     try:
         async with open_stream(project, "worker.copy", _arguments(source, "out")) as stream:
-            code = await _until_result(stream, unpack)
+            code = await _until_result(stream, source.worker, unpack)
         if code == 0:
             unpacker.finish()
     finally:
@@ -160,7 +160,7 @@ async def _copy_in(project: Project, source: Path, target: Inside) -> int:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(_send, stream, source, pack(source))
-        code = await _until_result(stream, None)
+        code = await _until_result(stream, target.worker, None)
         nursery.cancel_scope.cancel()
     return code
 
@@ -182,7 +182,7 @@ async def _send(stream: MuxStream, source: Path, archive: Iterator[bytes]) -> No
         pass  # whoever reads the stream learns why
 
 
-async def _until_result(stream: MuxStream, unpack: Callable[[bytes], None] | None) -> int:
+async def _until_result(stream: MuxStream, worker: str, unpack: Callable[[bytes], None] | None) -> int:
     """Unpack what comes, say what the sandbox complains of, and give the exit code."""
     import trio
 
@@ -199,7 +199,8 @@ async def _until_result(stream: MuxStream, unpack: Callable[[bytes], None] | Non
             case Message(payload=payload) if (message := decode(payload)).keys() & {"result", "error"}:
                 result: dict[str, Any] = result_of(message)
                 for line in complaints.decode(errors="replace").splitlines():
-                    say_error("".join(char if char.isprintable() else "?" for char in line))
+                    said = "".join(char if char.isprintable() else "?" for char in line)
+                    say_error(f"in {worker}: {said}")
                 return int(result["exit_code"])
             case Closed():
                 raise engine_gone()

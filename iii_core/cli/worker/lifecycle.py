@@ -107,8 +107,14 @@ def _check_target(context: typer.Context, name: str, port: str | None, config: s
 def _begin(context: typer.Context, op: str, name: str, *, wait: bool, cold: bool) -> None:
     project = state_of(context).project
     require_engine(project, name)
-    if find_row(project, name)["type"] == "engine":
+    row = find_row(project, name)
+    if row["type"] == "engine":
         say(f"  {name} lives inside the engine, and runs as long as the engine does.")
+        return
+    if op == "worker.start" and row["status"] == "running":
+        success(f"{name} already running (pid: {row['pid']})")
+        if cold:
+            say(f"  `iii worker restart {name} --cold` starts it afresh.")
         return
     say(f"  {'Starting' if op == 'worker.start' else 'Restarting'} {name}...")
     begun = time.monotonic()

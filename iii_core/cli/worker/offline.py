@@ -47,7 +47,7 @@ def remove_offline(project: Project, name: str) -> bool:
     Raises `IIIError`.
     """
     if not project.config_path.exists():  # and no lock, which would leave a folder behind where there is no project
-        raise not_in_config(name)
+        raise not_in_config(name, ())
     return run_async(partial(_remove, project, name))
 
 

@@ -34,12 +34,12 @@ def all_rows(project: Project) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 def find_row(project: Project, name: str) -> dict[str, Any]:
     """The row of one worker. Raises `WorkerNotInstalled`."""
-    for row in worker_rows(project):
-        if row["name"] == name:
-            return row
+    rows = {row["name"]: row for row in worker_rows(project)}
+    if name in rows:
+        return rows[name]
     from iii_core.project.edit import not_in_config
 
-    raise not_in_config(name)
+    raise not_in_config(name, rows)
 
 
 def require_engine(project: Project, name: str) -> None:

@@ -166,7 +166,7 @@ def _bind_error(address: ListenAddress, error: OSError) -> EngineError:
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(
             f"cannot listen on {where}: the address is in use",
-            hint="another engine may be running; stop it, or give this one another port",
+            hint="another engine may be running: end it, or give iii-worker-manager another `port` in config.yaml",
             details=details,
         )
     if error.errno == errno.EACCES:

@@ -45,4 +45,5 @@ def unenforced(limits: Limits) -> tuple[str, ...]:
     """The limits that cannot be kept, in words."""
     if limits.cpus is None or limits.cpus == vcpus(limits):
         return ()
-    return (f"CPU limit {limits.cpus:g}: the machine has {vcpus(limits)} whole processors",)
+    whole = vcpus(limits)
+    return (f"CPU limit {limits.cpus:g}: the virtual machine has {whole} whole processor{'s' * (whole > 1)}",)

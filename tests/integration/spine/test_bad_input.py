@@ -86,7 +86,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting needs root")
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "iii-tests", folder], check=True, timeout=10)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True, timeout=10)
 
@@ -249,6 +249,11 @@ def test_a_wrong_file_leaves_an_engine_with_what_was_in_force(running: IIIProjec
         assert running.row()["status"] == "running"
         running.assert_callable()
         running.config.write_text(good)
+
+
+def test_an_almost_right_name_is_no_source(project: IIIProject) -> None:
+    project.config.write_text("workers:\n- {name: resize, image: r/resize}\n")
+    refused(project, "worker", "reinstall", "resise", code="W212", hint="did you mean 'resize'?")
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def test_a_folder_goes_in_and_comes_back(running: IIIProject, tmp_path: Path) ->
 def test_what_cannot_be_copied_is_said(running: IIIProject, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for arguments, said in (
-        (["math-worker:/nowhere", str(tmp_path)], "/nowhere: No such file or directory"),
+        (["math-worker:/nowhere", str(tmp_path)], "error: in math-worker: /nowhere: No such file or directory"),
         ([str(tmp_path / "file"), "math-worker:/nowhere/deep"], "/nowhere/deep: No such file or directory"),
         ([str(tmp_path / "gone"), "math-worker:/tmp"], "there is no"),
         (["math-worker:/etc/passwd", str(tmp_path / "gone" / "deep")], "there is no folder"),

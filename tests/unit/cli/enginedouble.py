@@ -52,8 +52,9 @@ class Double:
         }  # fmt: skip
 
     def require(self, name: str) -> None:
-        if load_config(self.project).find(name) is None:
-            raise not_in_config(name)
+        known = [entry.name for entry in load_config(self.project).workers]
+        if name not in known:
+            raise not_in_config(name, known)
 
     async def list(self, call: Call) -> Any:
         external = {**self.row("running-elsewhere", "external"), "isolation": None, "version": None}
@@ -98,7 +99,8 @@ class Double:
                 )
                 rows.append({"name": name, "removed": True, "lock_changed": name == "running"})
             except WorkerNotInstalled as error:
-                rows.append({"name": name, "removed": False, "error": {"code": error.code, "message": error.message}})
+                said = {"code": error.code, "message": error.message, "hint": error.hint}
+                rows.append({"name": name, "removed": False, "error": said})
         return {"workers": rows}
 
     async def add(self, call: Call) -> Any:

@@ -190,6 +190,21 @@ class TestStartAndStop:
         assert ", ready in " in done.err
         assert "ready" not in engine("worker", "restart", "still", "--no-wait").err
 
+    def test_start_of_a_running_one(self, engine: Any) -> None:
+        done = engine("worker", "start", "running")
+        assert (done.code, done.out) == (0, "")
+        assert re.fullmatch(r"  ✓ running already running \(pid: \d+\)\n", done.err)
+        assert "`iii worker restart running --cold`" in engine("worker", "start", "running", "--cold").err
+
+    @pytest.mark.parametrize(
+        "command", ["status", "start", "restart", "stop -y", "remove -y", "exec", "logs", "snapshot"]
+    )
+    def test_an_almost_right_name(self, engine: Any, command: str) -> None:
+        verb, *options = command.split()
+        done = engine("worker", verb, *options, "runing", *(("--", "true") if verb == "exec" else ()))
+        assert done.code == 1
+        assert "error: [W112] worker 'runing' is not in config.yaml\nhint: did you mean 'running'?\n" in done.err
+
     def test_what_lives_inside_the_engine(self, engine: Any) -> None:
         for command in ("start", "restart"):
             done = engine("worker", command, "iii-http")

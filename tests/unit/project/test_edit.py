@@ -250,6 +250,9 @@ class TestRefusals:
         with pytest.raises(WorkerNotInstalled, match=r"'x' is not in config\.yaml") as caught:
             remove_worker("workers: []\n", "x")
         assert caught.value.hint is not None
+        with pytest.raises(WorkerNotInstalled) as caught:
+            remove_worker("workers: [{name: http}, {name: resize}]\n", "resise")
+        assert caught.value.hint == "did you mean 'resize'?"
 
     def test_invalid_file_is_not_edited(self) -> None:
         with pytest.raises(UnknownKey, match=r"config.yaml:1: unknown key 'worker'"):
