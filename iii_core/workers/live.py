@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from iii_core.errors import LinkClosed, LinkSilent, SandboxDied, SandboxError, SandboxHostDied, UnsupportedOperation
+from iii_core.sandbox.mounts import TARGET_REMEDY, TARGET_TAKEN
 from iii_core.sandbox.port import Snapshots
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 POWER_OFF_GRACE: Final = 2.0
 CLEANUP_LIMIT: Final = 15.0
 CONSOLE_TAIL: Final = 4096
+_CANNOT_BOOT: Final = re.compile(r"^iii-agent: (cannot boot: .{1,400})", re.MULTILINE)
+"""``machine_fail`` of the guest agent."""
 
 
 class LiveSandbox:
@@ -108,12 +112,24 @@ async def _death(
     await driver.stop(spec.id, grace=POWER_OFF_GRACE)
     ended = (await driver.state(spec.id)).exit or "unknown"
     silent = isinstance(why, LinkSilent)
+    console = _tail_since(spec.console, console_start)
+    reason = _agents_reason(console)
     return SandboxDied(
         f"the sandbox of worker {worker!r} "
-        + ("did not answer any more, and was ended" if silent else f"ended by itself ({ended})"),
-        hint=f"see 'iii worker logs {worker} --previous'",
-        details={"exit": "frozen" if silent else ended, "console": _tail_since(spec.console, console_start)},
+        + ("did not answer any more, and was ended" if silent else f"ended by itself ({ended})")
+        + (f": {reason}" if reason else ""),
+        hint=TARGET_REMEDY if TARGET_TAKEN in reason else f"see 'iii worker logs {worker} --previous'",
+        details={"exit": "frozen" if silent else ended, "console": console},
     )
+
+
+def _agents_reason(console: str) -> str:
+    """Why the agent of a machine could not boot it, by its own words; empty if it did not say.
+
+    A machine has its link before that, so it is no boot that failed.
+    """
+    said = _CANNOT_BOOT.findall(console)
+    return "".join(character for character in said[-1] if character.isprintable()) if said else ""
 
 
 def _size(path: Path) -> int:

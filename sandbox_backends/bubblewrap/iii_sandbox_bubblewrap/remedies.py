@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from iii_core.sandbox.mounts import TARGET_REMEDY, TARGET_TAKEN
+
 _MORE_NAMESPACES = "sysctl user.max_user_namespaces=15000"
 
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (TARGET_TAKEN, TARGET_REMEDY),
     (
         r"/disk: (wrong fs type|can't read superblock)",
         "its disk may be damaged: remove the worker and add it again",

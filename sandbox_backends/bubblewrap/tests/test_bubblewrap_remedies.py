@@ -8,6 +8,7 @@ import pytest
 from iii_sandbox_bubblewrap.remedies import REMEDIES, namespace_remedy, remedy
 
 SAID = {
+    "sandbox set-up failed: nothing can be mounted on /m: m is a link or file in the image": "name another target",
     "mount bind on /: Invalid argument": "mount --bind FOLDER FOLDER",
     "mount: /x/0123abcd/disk: wrong fs type, bad option, bad superblock on /dev/loop0": "remove the worker",
     "mount: /x/1: unknown filesystem type 'squashfs'.": "modprobe squashfs",
