@@ -15,6 +15,7 @@ demo: ## a registry, an image, an engine and a sandboxed worker, end to end (BAC
 
 test: lint type ## what CI runs: lint, types, tests, with a seeded sample of the long ones (SEED=…)
 	@tools/setup.sh test
+	@echo 'test: pytest (20 to 30 minutes on two cores)'
 	@$(BIN)/pytest --long-sample --seed=$(SEED)
 
 test-full: lint type ## everything

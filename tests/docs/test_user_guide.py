@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -115,3 +116,15 @@ def test_links_lead_somewhere(path: Path) -> None:
             heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in slugs, f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("command", ["pip install", "uv tool install"])
+def test_the_folders_to_install_need_no_other(command: str) -> None:
+    """None of these distributions is in a package index: what one needs must be named too."""
+    lines = re.findall(rf"^{command} ((?:.*\\\n)*.*)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    folders = [word for word in lines[0].split() if word.startswith(".")]
+    projects = [tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in folders]
+    named = {project["name"] for project in projects}
+    assert len(named) > 5
+    needed = {re.split(r"[=<>~ ;\[]", text)[0] for project in projects for text in project.get("dependencies", [])}
+    assert {name for name in needed if name.startswith("iii-")} <= named
