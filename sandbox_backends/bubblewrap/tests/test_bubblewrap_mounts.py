@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from iii_core.testing.sandbox_harness import TESTS, agent_of, run, run_well
 from .bwrapkit import Bench
 
 pytestmark = pytest.mark.integration
+of_root = pytest.mark.skipif(os.geteuid() != 0, reason="in the sandboxes of an ordinary user root is that user")
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def with_mounts(bench: Bench, *mounts: Mount, image: RootImage | None = None) ->
     return replace(bench.spec(image=image), mounts=mounts)
 
 
+@of_root
 async def test_what_is_seen(bench: Bench, nested: Path) -> None:
     spec = with_mounts(
         bench,
@@ -67,6 +70,7 @@ async def test_what_is_seen(bench: Bench, nested: Path) -> None:
         assert f"user id {SANDBOX_IDS} of this machine" in notes
 
 
+@of_root
 async def test_rights_are_those_of_the_sandbox(bench: Bench, shown: Path) -> None:
     """What only root of the machine may read or write is not readable or writable through a mount."""
     await trio.Path(shown).chmod(0o755)
@@ -145,6 +149,7 @@ async def test_private_folders(bench: Bench) -> None:
                 await driver.create(with_mounts(bench, Mount(source=source, target="/data")))
 
 
+@of_root
 async def test_not_where_root_inside_is_root_outside(bench: Bench, shown: Path) -> None:
     """It could leave a set-user-ID program of root's in the folder."""
     spec = with_mounts(bench, Mount(source=shown, target="/data"))
