@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 MAX_MOUNTS: Final = 32
 TARGET_TAKEN: Final = "nothing can be mounted on"
 """What those say who mount folders inside, where the image has something else in the way."""
-TARGET_REMEDY: Final = (
-    "name another target in `mounts` of the worker's sandbox settings, or make it a folder in the image"
-)
+TARGET_REMEDY: Final = "name another target in the worker's `mounts`, or make it a folder in the image"
 _KERNEL: Final = ("/proc", "/sys", "/dev")
 _PROVIDED: Final = (*_KERNEL, "/run/iii")
 _HELD: Final = ("/", "/run", "/tmp")  # noqa: S108  # a place below these is one of the sandbox's own

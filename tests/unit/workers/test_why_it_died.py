@@ -11,13 +11,21 @@ from iii_core.errors import LinkClosed, SandboxDied
 from iii_core.records import OpenContext
 from iii_core.sandbox.host import open_inline_host
 from iii_core.sandbox.mounts import TARGET_REMEDY
-from iii_core.sandbox.port import Limits, RootImage, SandboxSpec
+from iii_core.sandbox.port import Limits, RootImage, SandboxDriver, SandboxSpec
 from iii_core.testing.memory_backend import MemoryBackend
 from iii_core.workers.live import open_live
 
 BOOT = "[    1.2] virtio_blk virtio1\n"
 TAKEN = "cannot boot: nothing can be mounted on /m: m is a link or file in the image"
 LOGS = "see 'iii worker logs w --previous'"
+
+
+async def run_and_break(backend: MemoryBackend, driver: SandboxDriver, spec: SandboxSpec, console: str) -> None:
+    async with open_live(driver, spec, "w", saved=None, note=lambda _: None):
+        with spec.console.open("a", encoding="ascii") as file:
+            file.write(console)
+        backend.crash(spec.id)
+        raise LinkClosed("gone")
 
 
 async def died(folder: Path, console: str) -> SandboxDied:
@@ -36,11 +44,7 @@ async def died(folder: Path, console: str) -> SandboxDied:
     async with open_inline_host({"memory": backend.record()}, context) as host:
         driver = await host.driver("memory")
         with pytest.raises(SandboxDied) as caught:
-            async with open_live(driver, spec, "w", saved=None, note=lambda _: None):
-                with spec.console.open("a", encoding="ascii") as file:
-                    file.write(console)
-                backend.crash("one")
-                raise LinkClosed("gone")
+            await run_and_break(backend, driver, spec, console)
     return caught.value
 
 
