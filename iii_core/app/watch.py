@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 DEBOUNCE: Final = 0.1  # editors write, rename and touch in one burst
-_CLOSE_WRITE, _MOVED_TO, _CREATE, _DELETE = 0x8, 0x80, 0x100, 0x200
+WRITING_TIMEOUT: Final = 2.0  # how long a file that is being written is waited for
+_MODIFY, _CLOSE_WRITE, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x8, 0x80, 0x100, 0x200
 _EVENT: Final = struct.Struct("iIII")  # struct inotify_event: wd, mask, cookie, len
 
 
 def _open_inotify(folder: Path) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    mask = _CLOSE_WRITE | _MOVED_TO | _CREATE | _DELETE
+    mask = _MODIFY | _CLOSE_WRITE | _MOVED_TO | _CREATE | _DELETE
     if descriptor < 0 or libc.inotify_add_watch(descriptor, os.fsencode(folder), mask) < 0:
         code = ctypes.get_errno()
         if descriptor >= 0:
@@ -30,13 +31,11 @@ def _open_inotify(folder: Path) -> int:
     return descriptor
 
 
-def _names(data: bytes) -> set[str]:
-    found: set[str] = set()
+def _events(data: bytes) -> Iterator[tuple[str, int]]:
     while data:
-        length = _EVENT.unpack_from(data)[3]
-        found.add(os.fsdecode(data[_EVENT.size : _EVENT.size + length].rstrip(b"\0")))
+        _, mask, _, length = _EVENT.unpack_from(data)
+        yield os.fsdecode(data[_EVENT.size : _EVENT.size + length].rstrip(b"\0")), mask
         data = data[_EVENT.size + length :]
-    return found
 
 
 class FileWatch:
@@ -47,6 +46,7 @@ class FileWatch:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._names = frozenset(names)
+        self._in_writing: set[str] = set()
         self._descriptor = _open_inotify(folder)
 
     def close(self) -> None:
@@ -54,20 +54,28 @@ class FileWatch:
         os.close(self._descriptor)
 
     async def changed(self) -> None:
-        """Return once a file has changed, and then none of them for `DEBOUNCE` seconds."""
-        await self._event()
+        """Return once a file has changed, none of them is being written, and none changes for `DEBOUNCE` seconds.
+
+        A file that somebody keeps open for writing is waited for no longer than `WRITING_TIMEOUT` seconds.
+        """
+        while not await self._change():
+            pass
         while True:
-            with trio.move_on_after(DEBOUNCE) as scope:
-                await self._event()
+            with trio.move_on_after(WRITING_TIMEOUT if self._in_writing else DEBOUNCE) as scope:
+                await self._change()
             if scope.cancelled_caught:
+                self._in_writing.clear()
                 return
 
-    async def _event(self) -> None:
+    async def _change(self) -> bool:
+        """Wait until something happens to a file; whether it is what it is to be, as far as can be told."""
         while True:
             await trio.lowlevel.wait_readable(self._descriptor)
             try:
-                names = _names(os.read(self._descriptor, 65536))
+                events = [event for event in _events(os.read(self._descriptor, 65536)) if event[0] in self._names]
             except BlockingIOError:
                 continue
-            if self._names & names:
-                return
+            for name, mask in events:
+                (self._in_writing.add if mask & _MODIFY else self._in_writing.discard)(name)
+            if events:
+                return any(not mask & _MODIFY for _, mask in events)

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from iii_core.app.watch import DEBOUNCE, FileWatch
+from iii_core.app.watch import DEBOUNCE, WRITING_TIMEOUT, FileWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,31 @@ async def test_a_burst_is_one_change(tmp_path: Path) -> None:
             await trio.sleep(DEBOUNCE * 3)
             nursery.cancel_scope.cancel()
     assert seen == 1
+
+
+async def test_a_file_is_not_read_while_it_is_written(tmp_path: Path) -> None:
+    """An editor that saves in place leaves it empty for a moment."""
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    with closing(FileWatch(path.parent, [path.name])) as watch:
+        overwrite(path)
+        async with trio.open_nursery() as nursery:
+            with path.open("w") as file:
+                nursery.start_soon(watch.changed)
+                await trio.sleep(WRITING_TIMEOUT - DEBOUNCE)
+                assert nursery.child_tasks
+                file.write("new")
+            nursery.cancel_scope.deadline = trio.current_time() + 2 * DEBOUNCE
+        assert not nursery.cancel_scope.cancelled_caught
+
+
+async def test_a_file_that_is_kept_open_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    with closing(FileWatch(path.parent, [path.name])) as watch:
+        overwrite(path)
+        with path.open("w"), trio.fail_after(2 * WRITING_TIMEOUT):
+            await watch.changed()
 
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
