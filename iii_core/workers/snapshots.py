@@ -150,9 +150,12 @@ class SnapshotStore:
 
     def drop(self) -> bool:
         """Delete everything; whether there was a snapshot. Raises `OSError`."""
+        if self.folder.is_symlink():  # never of our making; what it leads to is not ours to delete
+            self.folder.unlink()
+            return False
         there = (self.folder / RECORD).exists()
         (self.folder / RECORD).unlink(missing_ok=True)  # first: nobody starts from half a state
-        if self.folder.is_dir() and not self.folder.is_symlink():
+        if self.folder.is_dir():
             shutil.rmtree(self.folder)
         return there
 

@@ -83,6 +83,14 @@ def test_a_link_in_the_place_of_the_state(store: SnapshotStore, tmp_path: Path) 
         store.find(FITS)
 
 
+def test_a_link_in_the_place_of_the_snapshot(store: SnapshotStore, tmp_path: Path) -> None:
+    store.folder.rename(tmp_path / "elsewhere")
+    store.folder.symlink_to(tmp_path / "elsewhere")
+    assert store.drop() is False
+    assert not store.folder.is_symlink()
+    assert (tmp_path / "elsewhere" / RECORD).exists()
+
+
 def test_a_state_that_is_gone(store: SnapshotStore) -> None:
     state = store.find(FITS)
     assert state is not None
