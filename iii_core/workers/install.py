@@ -118,13 +118,7 @@ async def add_worker(
             details={"name": source},
         )
     wanted = _recorded(project, known) if known else source
-    try:
-        image = await images.fetch(wanted, refresh=force, progress=progress)
-    except IIIError as error:
-        redact(error, wanted, known.image if known and known.image else wanted)
-        if force and known is None and isinstance(error, PluginMissing):
-            error.hint = await trio.to_thread.run_sync(_meant, project, source) or error.hint
-        raise
+    image = await _fetch(project, images, wanted, known, refresh=force, progress=progress)
     name = known.name if known else check_name(image.name)
     entry = _entry(name, image)
     if known and "$" in (known.image or ""):
@@ -174,6 +168,26 @@ async def remove_from_project(project: Project, name: str) -> bool:
 def folders_of(state_dir: Path, name: str) -> tuple[Path, Path]:
     """Where a worker's writable layers are, and its snapshot."""
     return state_dir / WRITABLE_FOLDER / check_name(name), state_dir / SNAPSHOTS_FOLDER / check_name(name)
+
+
+async def _fetch(
+    project: Project,
+    images: ImageService,
+    source: str,
+    known: WorkerEntry | None,
+    *,
+    refresh: bool,
+    progress: ProgressSink,
+) -> Image:
+    try:
+        return await images.fetch(source, refresh=refresh, progress=progress)
+    except IIIError as error:
+        redact(error, source, known.image if known and known.image else source)
+        if known is not None or not refresh or not isinstance(error, PluginMissing):
+            raise
+        unknown = error
+    unknown.hint = await trio.to_thread.run_sync(_meant, project, source) or unknown.hint
+    raise unknown
 
 
 async def drop_snapshot_of(project: Project, name: str) -> bool:
