@@ -38,6 +38,12 @@ LONG_STEP: Final = 0.02
 REST: Final = 2
 """After a long message the worker's next one waits this many times as long, so that others get on in between."""
 LONGEST_REST: Final = 5.0
+HANDLER_GRACE: Final = 0.05
+"""Seconds that a worker has, after it announced a trigger type, before it is handed triggers that have waited for one.
+
+The Python SDKs announce a type from one thread and note its handler after that: a trigger that another thread reads in
+between is lost without a word (0.25.0: one of 300).
+"""
 
 
 class Session(Endpoint):
@@ -68,6 +74,7 @@ class Session(Endpoint):
         self._scope = trio.CancelScope()
         self._sending = 0
         self._batches = 0
+        self._received = 0.0
 
     async def run(self) -> None:
         """Serve the worker until its connection ends. Never raises for what the worker does."""
@@ -122,6 +129,7 @@ class Session(Endpoint):
                 batch = await self._peer.receive_many()
             except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
                 return
+            self._received = trio.current_time()
             for frame in batch:
                 await self._handle_frame(frame)
                 if self.credit.exhausted:
@@ -148,7 +156,7 @@ class Session(Endpoint):
             await trio.sleep(min(REST * spent, LONGEST_REST))
 
     async def _register(self, message: m.RegisterFunction | m.RegisterTrigger | m.RegisterTriggerType) -> float:
-        """Register what the policy makes of it; gives the seconds that the policy took."""
+        """Register what the policy makes of it; gives the seconds that were waited, for the policy and else."""
         router, start, waited = self._router, time.perf_counter(), 0.0
         match message:
             case m.RegisterFunction():
@@ -163,6 +171,10 @@ class Session(Endpoint):
                     router.register_trigger(self, trigger)
             case m.RegisterTriggerType():
                 trigger_type = await self.policy.register_trigger_type(message)
+                if trigger_type is not None and any(
+                    trigger.provider is not self for trigger in router.triggers.of_type(trigger_type.id)
+                ):
+                    await trio.sleep_until(self._received + HANDLER_GRACE)
                 waited = time.perf_counter() - start
                 if trigger_type is not None and self.attached:
                     router.register_trigger_type(self, trigger_type)
