@@ -41,8 +41,8 @@ LONGEST_REST: Final = 5.0
 HANDLER_GRACE: Final = 0.05
 """Seconds that a worker has, after it announced a trigger type, before it is handed triggers that have waited for one.
 
-The Python SDKs announce a type from one thread and note its handler after that: a trigger that another thread reads in
-between is lost without a word (0.25.0: one of 300).
+iii-sdk 0.25.0 for Python announces a type from one thread and notes its handler after that: a trigger that its other
+thread reads in between is lost without a word (one of 300).
 """
 
 
