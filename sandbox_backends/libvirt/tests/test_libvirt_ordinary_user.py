@@ -31,6 +31,7 @@ def public() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_embedded(image: RootImage, kernel: Path, public: Path) -> None:
     checks = ["check_is_ordinary", "check_lifecycle", "check_kill_from_outside_is_reported"]
     assert run_kit(image.path, public, checks, TCG) == dict.fromkeys(checks)

@@ -248,7 +248,7 @@ def test_a_frozen_agent(working: IIIProject) -> None:
     working.assert_callable()
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_frozen_sandbox_host_does_not_keep_the_engine_from_ending(working: IIIProject) -> None:
     children = working.descendants()
     working.sandbox_host().suspend()
