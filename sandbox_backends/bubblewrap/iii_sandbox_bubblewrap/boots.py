@@ -11,6 +11,7 @@ import trio
 
 from iii_core.errors import SandboxError
 from iii_core.sandbox.launcher import Boot
+from iii_core.sandbox.process_boot import KILL_TIMEOUT
 from iii_sandbox_bubblewrap.keeper_client import KeeperGone
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from iii_sandbox_bubblewrap.keeper_client import KeeperClient
 
-KILL_TIMEOUT: Final = 15.0  # unmounting an overlay may have to wait for a busy disk
 _EXEC_POLL: Final = 0.001
 
 

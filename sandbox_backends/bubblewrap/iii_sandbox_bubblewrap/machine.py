@@ -17,8 +17,9 @@ from iii_core.sandbox.host_processes import ProcessId
 from iii_core.sandbox.launcher import Launcher, LaunchFailed
 from iii_core.sandbox.mounts import check_mounts, resolved_source
 from iii_core.sandbox.port import Capability
+from iii_core.sandbox.process_boot import KILL_TIMEOUT
 from iii_sandbox_bubblewrap import policy
-from iii_sandbox_bubblewrap.boots import KILL_TIMEOUT, BootTable, BubblewrapBoot
+from iii_sandbox_bubblewrap.boots import BootTable, BubblewrapBoot
 from iii_sandbox_bubblewrap.cgroups import Cgroups, find_parents
 from iii_sandbox_bubblewrap.keeper.identity import in_first_user_namespace
 from iii_sandbox_bubblewrap.keeper_client import KeeperGone, open_keeper
